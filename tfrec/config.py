@@ -1,0 +1,400 @@
+"""One strict YAML file an experiment: sections, defaults, checks, and where a misspelt key was probably meant to go.
+
+Every section is a small frozen model whose attribute docstrings say what a key means. Unknown keys are errors that
+suggest the nearest known one; `${VAR}` is replaced from the environment; `a.b=c` overrides come from `--set`.
+"""
+
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tfrec.errors import UsageError
+from tfrec.schema import Kind, Label, Split
+
+CONFIG = "config.yaml"
+_MAX_BYTES = 1 << 20
+
+TimeUnit = str  # "seconds", "milliseconds", "microseconds", "nanoseconds", "iso", or a strptime format with "%"
+
+
+class Section(BaseModel):
+    """A part of the configuration: strict, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Source(Section):
+    """Files of one kind of raw log, and which of their columns mean what."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    """Paths or globs; a local path, or anything that Beam's file systems read."""
+    format: Literal["auto", "csv", "parquet", "jsonl"] = "auto"
+    """`auto` goes by the suffix (.csv, .tsv, .parquet, .jsonl, .json; .gz, .bz2, .zst behind it)."""
+    delimiter: str = ","
+    """Separates the columns of a CSV."""
+    encoding: str = "utf-8"
+    """Encoding of a CSV."""
+    header: tuple[str, ...] | None = None
+    """Column names of a CSV that has no header line."""
+    columns: dict[str, str] = {}
+    """Role -> column in the files. Roles of events: user_id, item_id, time, order, event_type, session. Of items:
+    item_id. Of users: user_id. Of impressions: user_id, item_id, time, position, request. A role left out means the
+    column of the same name where the files have one."""
+    time_unit: TimeUnit = "seconds"
+    """seconds, milliseconds, microseconds, nanoseconds, iso, or a strptime format such as %d/%m/%Y %H:%M."""
+
+
+class Filters(Section):
+    """What is dropped before the split, and counted."""
+
+    min_user_events: int = Field(1, ge=1)
+    """Users with fewer events are dropped."""
+    min_item_events: int = Field(1, ge=1)
+    """Events of items with fewer events are dropped."""
+    k_core: int | None = Field(None, ge=2)
+    """Repeat both filters with this number until nothing more falls."""
+    exclude: dict[str, str] = {}
+    """Column -> regular expression: rows whose column matches are filtered (`InvoiceNo: ^C`)."""
+    require: dict[str, str] = {}
+    """Column -> comparison that a row must pass (`Quantity: "> 0"`)."""
+
+
+class Recipe(Section):
+    """A public data set in the form in which its publisher gives it out."""
+
+    name: str
+    """movielens, amazon_s3rec, online_retail, shop."""
+    path: str | None = None
+    """Folder or file of the published data."""
+    options: dict[str, Any] = {}
+    """Options of the recipe (sizes of the made-up shop, ...)."""
+
+
+class Data(Section):
+    """Raw logs in, dataset out."""
+
+    out: str
+    """The dataset directory."""
+    recipe: Recipe | None = None
+    """Prepares `events`, `items`, `users`, `impressions` from a public data set; keys given here still win."""
+    events: Source | None = None
+    """The log of events."""
+    items: Source | None = None
+    """The catalogue, one row an item."""
+    users: Source | None = None
+    """User profiles, one row a user."""
+    impressions: Source | None = None
+    """What was shown, with what became of it."""
+    labels: tuple[Label, ...] = ()
+    """0/1 labels of events and impressions."""
+    target_events: Literal["all"] | tuple[str, ...] = "all"
+    """Event types that are predicted."""
+    repeats: Literal["keep", "first"] = "keep"
+    """`first` drops a user's later events of the same item, before filters and split."""
+    filters: Filters = Filters()
+    """What is dropped before the split."""
+    split: Split = Split(kind="leave_one_out")
+    """Training, validation, test."""
+    max_rejected: float = Field(0.5, ge=0, le=1)
+    """Share of rejected rows above which the job stops."""
+
+
+class Histories(Section):
+    """Each user's events in one record."""
+
+    max_events: int = Field(10_000, ge=1)
+    """Events kept at most a user, the latest."""
+    session_gap_seconds: int = Field(1800, ge=1)
+    """Inactivity that ends a session, where the log has no session id."""
+
+
+class FeatureConfig(Section):
+    """One feature of items, users or events."""
+
+    name: str
+    """Its name in the schema."""
+    kind: Kind
+    """categorical, numerical, multimodal (a ready-made vector) or text."""
+    column: str | None = None
+    """The raw column; by default the one called `name`."""
+    multivalued: bool = False
+    """A cell holds several values (categorical)."""
+    separator: str | None = None
+    """Separates the values in a text cell; None where the column holds lists."""
+    max_values: int = Field(8, ge=1)
+    """Values kept at most (multi-valued)."""
+    min_count: int = Field(1, ge=1)
+    """Values seen less often become unknown (categorical)."""
+    max_size: int = Field(1_000_000, ge=1)
+    """Values kept at most, the most frequent (categorical)."""
+    bins: int = Field(32, ge=2)
+    """Quantile bins (numerical)."""
+    dim: int = Field(64, ge=2)
+    """Width of the vector: of the TF-IDF + SVD text vector, or of the ready-made one (0-padded widths are errors)."""
+    groups: int = Field(8, ge=1)
+    """Groups Z of the quantiser (multimodal, text)."""
+    dims_per_group: int = Field(2, ge=1)
+    """Dimensions of a group after the rotation."""
+    quantiles: int = Field(8, ge=2)
+    """Quantiles q of each dimension; q ** dims_per_group is at most 4,096."""
+    keep_vectors: bool = False
+    """Store the vectors beside the codes."""
+
+    @model_validator(mode="after")
+    def _codes_fit(self) -> Self:
+        if self.kind in ("multimodal", "text"):
+            if self.quantiles**self.dims_per_group > 4096:
+                raise ValueError("`quantiles` ** `dims_per_group` must be at most 4096")
+            if self.groups * self.dims_per_group > self.dim:
+                raise ValueError("`groups` * `dims_per_group` must be at most `dim`")
+        return self
+
+
+class ItemIds(Section):
+    """The vocabulary of item ids."""
+
+    min_count: int = Field(0, ge=0)
+    """Items with fewer training events become unknown and leave the catalogue; 0 keeps all, items never seen too."""
+    max_size: int = Field(50_000_000, ge=1)
+    """Items kept at most."""
+
+
+class Features(Section):
+    """What is known of items, users and events beside their ids."""
+
+    item_id: ItemIds = ItemIds()
+    """The vocabulary of item ids."""
+    items: tuple[FeatureConfig, ...] = ()
+    """Features of items, from the items file."""
+    users: tuple[FeatureConfig, ...] = ()
+    """Features of users, from the users file (categorical, numerical)."""
+    events: tuple[FeatureConfig, ...] = ()
+    """Features of events, from the events file (categorical, numerical)."""
+    display: tuple[str, ...] = ()
+    """Columns of the items file stored as text for people; the first names an item."""
+    request_time: bool = False
+    """Each position sees the time of the event that it predicts, instead of its own event's."""
+    fit_sample: int = Field(200_000, ge=1000)
+    """Rows that bins, text and quantisers are fitted on at most (a bottom-k sample by hash)."""
+
+
+class Training(Section):
+    """How a model learns."""
+
+    epochs: int = Field(20, ge=1)
+    """Passes over the training rows at most."""
+    batch_size: int = Field(128, ge=1)
+    """Users a batch."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay; embeddings, biases and norms are left out."""
+    beta_1: float = 0.9
+    """Adam's first decay rate."""
+    beta_2: float = 0.98
+    """Adam's second decay rate."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps of linear warm-up."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Global gradient norm to clip at."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Momentum of an exponential moving average of the weights, used for validation and saved."""
+    windows: Literal["last", "chunks", "random"] = "last"
+    """Of a user with more events than the model's history_length: the last ones, all in consecutive chunks, or one
+    window at a random place an epoch."""
+    validate_every_epochs: int = Field(1, ge=1)
+    """Epochs between validations."""
+    validation_metric: str = "ndcg@10"
+    """Decides on early stopping and the best weights."""
+    validation_users: int | None = Field(None, ge=1)
+    """Validation queries at most (a fixed sample); None = all."""
+    patience: int | None = Field(None, ge=1)
+    """Validations without improvement before stopping; None = never."""
+    mixed_precision: bool = False
+    """Compute in bfloat16, keep weights in float32."""
+    jit_compile: bool | Literal["auto"] = "auto"
+    """XLA; `auto` = on with JAX, off with TensorFlow on CPU."""
+    seed: int = Field(0, ge=0)
+    """Seeds initial weights, dropout, order and negatives."""
+    tensorboard: bool = False
+    """Also write TensorBoard logs."""
+    initialize_from: str | None = None
+    """A run whose weights are the start."""
+
+
+class Evaluation(Section):
+    """How a model is judged."""
+
+    ks: tuple[int, ...] = (10, 50, 100, 200)
+    """Cut-offs of recall and ndcg."""
+    filter_seen: bool = True
+    """Items of the user's history are not recommended; needs `data.repeats: first` or data without repeats."""
+    batch_size: int = Field(256, ge=1)
+    """Queries a batch."""
+    bootstrap_samples: int = Field(1000, ge=100)
+    """Resamples of users behind the 95 % intervals."""
+
+
+class Export(Section):
+    """What is published."""
+
+    k: int = Field(100, ge=1)
+    """Items that `recommend` returns."""
+    parity_users: int = Field(256, ge=1)
+    """Users whose lists the parity gate compares."""
+    min_recall: float = Field(0.9, ge=0, le=1)
+    """Recall@k of the ScaNN index against exact search below which publishing is refused."""
+
+
+class Index(Section):
+    """The nearest-neighbour index."""
+
+    kind: Literal["exact", "scann"] = "exact"
+    """Exact search, or ScaNN beside it."""
+    target_recall: float = Field(0.95, gt=0, le=1)
+    """Recall@k that ScaNN's parameters are chosen for."""
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    data: Data
+    """Raw logs and the dataset made of them."""
+    histories: Histories = Histories()
+    """Each user's events."""
+    features: Features = Features()
+    """Features beside the ids."""
+    model: dict[str, Any] = {"name": "heterrec"}
+    """`name` (of tfrec.models.MODELS, or module:function) and the builder's keyword arguments."""
+    objective: dict[str, Any] | None = None
+    """`name` (of tfrec.objectives.OBJECTIVES) and its keyword arguments; None = the paper's."""
+    training: Training = Training()
+    """How the model learns."""
+    evaluation: Evaluation = Evaluation()
+    """How it is judged."""
+    export: Export = Export()
+    """What is published."""
+    index: Index = Index()
+    """The nearest-neighbour index."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, applies `a.b=c` overrides, replaces `${VAR}` and checks everything.
+
+    Raises:
+        UsageError: one line that names the file and key, and the nearest known key where one is misspelt.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UsageError(f"{path}: larger than {_MAX_BYTES} bytes, so hardly a configuration.")
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UsageError(f"{path}: no such configuration file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: must hold sections (data:, model:, ...).")
+    for override in overrides:
+        _apply_override(document, override)
+    return parse(document, where=str(path))
+
+
+def parse(document: Mapping[str, Any], *, where: str = "config") -> Config:
+    """Checks a configuration that is already a dictionary; `where` names it in messages."""
+    expanded = _expand(document, where)
+    try:
+        return Config.model_validate(expanded)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_explain(error)}") from None
+
+
+def write(config: Config, directory: Path) -> None:
+    """Saves the resolved configuration, every default spelt out, as `config.yaml`."""
+    document = config.model_dump(mode="json")
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    (directory / CONFIG).write_text(text, encoding="utf-8")
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """A hint for a misspelt word: the nearest known one, else the whole list."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}."
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override}: must look like section.key=value.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = document.setdefault(parent, {})
+        if not isinstance(child, dict):
+            if child is not None:
+                raise UsageError(f"--set {override}: `{parent}` is not a section.")
+            child = document[parent] = {}
+        document = child
+    try:
+        document[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: the value is not valid YAML.") from None
+
+
+def _expand(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _expand(child, where) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_expand(child, where) for child in value]
+    if isinstance(value, str):
+        return re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], where), value)
+    return value
+
+
+def _variable(name: str, where: str) -> str:
+    if name not in os.environ:
+        raise UsageError(f"{where}: uses ${{{name}}}, which is not set; run `export {name}=...` first.")
+    return os.environ[name]
+
+
+def _explain(error: ValidationError) -> str:
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    location = [part for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
+    key = ".".join(map(str, location))
+    if first["type"] == "extra_forbidden":
+        section = _section_at(location[:-1])
+        hint = suggest(str(location[-1]), list(section.model_fields)) if section else ""
+        return f"`{key}`: unknown key; {hint}".rstrip("; ")
+    message = first["msg"].removeprefix("Value error, ")
+    received = "" if first["type"] == "missing" else f" Received: {first['input']!r:.100}."
+    return f"`{key}`: {message}.{received}"
+
+
+def _section_at(location: Sequence[int | str]) -> type[BaseModel] | None:
+    section: type[BaseModel] = Config
+    for part in location:
+        if isinstance(part, int) or part not in section.model_fields:
+            continue
+        found = _model_in(section.model_fields[part].annotation)
+        if found is None:
+            return None
+        section = found
+    return section
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    for argument in typing.get_args(annotation):
+        if found := _model_in(argument):
+            return found
+    return None

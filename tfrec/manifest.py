@@ -1,0 +1,165 @@
+"""What a directory holds: every file with its size, record count and SHA-256, so that nothing is taken on trust."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tfrec.errors import UserError
+
+MANIFEST = "manifest.json"
+_TEMPORARY_PREFIX = ".tmp-"
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as lower-case hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def list_files(directory: Path) -> list[str]:
+    """The files below a directory as sorted POSIX paths relative to it, the manifest itself left out."""
+    names = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != MANIFEST)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes a JSON document whose bytes depend on its content alone (keys sorted, one trailing newline)."""
+    path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_manifest(directory: Path, content: Mapping[str, Any], records: Mapping[str, int] | None = None) -> None:
+    """Writes `manifest.json`: `content` plus `files`, each with `bytes`, `sha256` and, where known, `records`.
+
+    Args:
+        directory: the directory whose files are listed; everything else in it must be complete.
+        content: what else the manifest says (account of rows, parity figures, ...).
+        records: number of records by relative path, for the files that hold records.
+    """
+    records = records or {}
+    files = {}
+    for name in list_files(directory):
+        path = directory / name
+        entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        if name in records:
+            entry["records"] = records[name]
+        files[name] = entry
+    write_json(directory / MANIFEST, {**content, "files": files})
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Reads `manifest.json`; a missing or unreadable one is a `UserError`."""
+    path = directory / MANIFEST
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{directory}: no {MANIFEST} there, so it is not a finished directory.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); make the directory again.") from None
+    if not isinstance(document, dict) or not isinstance(document.get("files"), dict):
+        raise UserError(f"{path}: has no `files` table; make the directory again.")
+    return document
+
+
+def verify(directory: Path, *, whole: bool = False) -> dict[str, Any]:
+    """Checks a directory against its manifest and returns the manifest.
+
+    Args:
+        directory: where the manifest lies.
+        whole: also compare every SHA-256; otherwise sizes and presence alone (fast).
+
+    Raises:
+        UserError: a file is missing, has another size or another hash.
+    """
+    manifest = read_manifest(directory)
+    for name, entry in manifest["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise UserError(f"{path}: named in {MANIFEST} but missing; make the directory again.")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise UserError(f"{path}: {size} bytes, {MANIFEST} says {entry['bytes']}; it was changed or cut short.")
+        if whole and sha256_of(path) != entry["sha256"]:
+            raise UserError(f"{path}: its SHA-256 differs from {MANIFEST}; it was changed.")
+    return manifest
+
+
+def fingerprint(directory: Path) -> str:
+    """The SHA-256 of a directory's manifest: what identifies a dataset."""
+    return sha256_of(directory / MANIFEST)
+
+
+@contextmanager
+def published(target: Path, *, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yields a temporary sibling of `target`; on success it becomes `target` by one rename.
+
+    Everything is flushed to disk first. If the body or `check` raises, nothing appears under the final name and the
+    temporary directory is removed. What a killed run left behind is removed by the next one for the same target.
+    An existing target is replaced.
+    """
+    target = Path(os.path.abspath(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    temporary = target.parent / f"{_TEMPORARY_PREFIX}{target.name}-{os.getpid()}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if check is not None:
+            check(temporary)
+        sync_tree(temporary)
+        replace_directory(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Removes the temporary siblings that killed runs for the same target left behind."""
+    for leftover in target.parent.glob(f"{_TEMPORARY_PREFIX}{target.name}-*"):
+        pid = leftover.name.rpartition("-")[2]
+        if pid.isdigit() and int(pid) != os.getpid() and _is_running(int(pid)):
+            raise UserError(f"{target}: process {pid} is writing it now; wait for it or stop it.")
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sync_tree(directory: Path) -> None:
+    """Flushes every file and directory below `directory` to disk."""
+    for path in [*directory.rglob("*"), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def replace_directory(source: Path, target: Path) -> None:
+    """Renames `source` to `target`; an existing target is moved aside first and then removed."""
+    if target.exists():
+        aside = target.parent / f"{_TEMPORARY_PREFIX}{target.name}-{os.getpid()}-old"
+        shutil.rmtree(aside, ignore_errors=True)
+        target.rename(aside)
+        source.rename(target)
+        shutil.rmtree(aside)
+    else:
+        source.rename(target)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

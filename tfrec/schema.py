@@ -1,0 +1,169 @@
+"""The contract of a dataset's features: what Beam wrote, what models embed, what the serving graph must code again."""
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tfrec.errors import UserError
+from tfrec.transforms import Bins, Encoder, GroupQuantiles, Transform, Vocabulary
+
+SCHEMA = "schema.json"
+FORMAT_VERSION = 1
+ITEM_ID = "item_id"
+
+Side = Literal["user", "item", "event"]
+Kind = Literal["categorical", "numerical", "multimodal", "text"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Feature(_Part):
+    """One feature: one token of an item, one embedding of an event or a user.
+
+    `multivalued` features have `num_codes` columns that share one vocabulary (padded with 0, averaged); quantised
+    vectors have one column and one embedding table a group (concatenated); all others have one column.
+    """
+
+    name: str
+    side: Side
+    kind: Kind
+    column: str
+    """The raw column that it is made of."""
+    transform: Transform
+    multivalued: bool = False
+    separator: str | None = None
+    """What separates the values inside one text cell of a multi-valued feature; None where the column holds lists."""
+    num_codes: int = 1
+    encoder: Encoder | None = None
+    """For text: what made the vector that `transform` quantises."""
+    keep_vectors: bool = False
+    """The vectors themselves are stored with the items, in float32, beside the codes."""
+
+    @property
+    def table_sizes(self) -> tuple[int, ...]:
+        """Rows of each embedding table: one table for plain and multi-valued features, one a group for vectors."""
+        if isinstance(self.transform, GroupQuantiles):
+            return (self.transform.group_size,) * self.transform.groups
+        return (self.transform.size,)
+
+    @property
+    def vector_dim(self) -> int | None:
+        """Width of the vectors that are quantised; None for features without vectors."""
+        return self.transform.input_dim if isinstance(self.transform, GroupQuantiles) else None
+
+
+class Label(_Part):
+    """A 0/1 label of events or impressions: `column` compared with `value` by `operator`."""
+
+    name: str
+    column: str
+    operator: Literal[">=", ">", "<=", "<", "==", "!="]
+    value: float | str
+
+
+class Split(_Part):
+    """How events were divided into training (0), validation (1) and test (2)."""
+
+    kind: Literal["leave_one_out", "temporal", "last_fraction"]
+    validation: bool = True
+    fraction: float | None = None
+    validation_from: int | None = None
+    """Unix seconds; events from here on are validation (temporal)."""
+    test_from: int | None = None
+    """Unix seconds; events from here on are test (temporal)."""
+
+
+class Schema(_Part):
+    """Everything that a model, an export or a server needs to know of a dataset's features.
+
+    The first item feature is always `item_id`; its vocabulary is the catalogue.
+    """
+
+    format_version: int = FORMAT_VERSION
+    features: tuple[Feature, ...]
+    event_types: tuple[str, ...] = ()
+    """Event types by falling count; the code of the first is 2. Empty where the log has no types."""
+    target_event_types: tuple[str, ...] | None = None
+    """Types that are predicted; None = all."""
+    labels: tuple[Label, ...] = ()
+    display: tuple[str, ...] = ()
+    """Raw text fields stored with the items for people to read (title, ...)."""
+    title: str | None = None
+    """The display field that names an item."""
+    has_time: bool = True
+    has_sessions: bool = True
+    has_impressions: bool = False
+    time_origin: int = 0
+    """Unix seconds of midnight UTC before the first accepted event; stored times count from here."""
+    max_events: int
+    """Events stored at most a user (the latest)."""
+    repeats: Literal["keep", "first"]
+    split: Split
+    counts: dict[str, int]
+    """`users`, `items`, `events`, `train_events`, `impressions`."""
+
+    def side(self, side: Side) -> tuple[Feature, ...]:
+        """The features of one side, in schema order."""
+        return tuple(feature for feature in self.features if feature.side == side)
+
+    def feature(self, name: str) -> Feature:
+        """The feature of that name."""
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise KeyError(name)
+
+    @property
+    def item_vocabulary(self) -> Vocabulary:
+        """The vocabulary of item ids."""
+        transform = self.feature(ITEM_ID).transform
+        assert isinstance(transform, Vocabulary), "`item_id` is a vocabulary feature."
+        return transform
+
+    @property
+    def num_items(self) -> int:
+        """Rows of every item table: the catalogue + padding + unknown."""
+        return self.item_vocabulary.size
+
+    def item_columns(self) -> dict[str, slice]:
+        """Where each item feature's codes stand in the columns of the item table `(num_items, columns)`."""
+        columns, start = {}, 0
+        for feature in self.side("item"):
+            columns[feature.name] = slice(start, start + feature.num_codes)
+            start += feature.num_codes
+        return columns
+
+    def write(self, directory: Path) -> None:
+        """Writes `schema.json`."""
+        document = self.model_dump(mode="json")
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        (directory / SCHEMA).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Reads `schema.json`; one of another format version, or a damaged one, is a `UserError`."""
+        path = Path(directory) / SCHEMA
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{directory}: no {SCHEMA} there; `tfrec preprocess` makes one.") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not valid JSON ({error}); run `tfrec preprocess` again.") from None
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: format version {version!r}, this tfrec reads {FORMAT_VERSION}; run `tfrec preprocess` again."
+            )
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UserError(f"{path}: `{where}`: {first['msg']}; run `tfrec preprocess` again.") from None
+
+
+__all__ = ["FORMAT_VERSION", "ITEM_ID", "Bins", "Feature", "Kind", "Label", "Schema", "Side", "Split"]

@@ -1,0 +1,184 @@
+"""How a raw value becomes codes: small frozen specifications that travel whole in `schema.json`.
+
+The same specification is applied by Beam when it writes a dataset, by the serving graph when it meets a new item, and
+by anyone who holds the dataset directory. Codes of every transform: 0 = padding, 1 = unknown or missing, values from 2.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+PADDING = 0
+UNKNOWN = 1
+FIRST_VALUE = 2
+
+Codes: TypeAlias = NDArray[np.int32]
+Vectors: TypeAlias = NDArray[np.float32]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Vocabulary(_Spec):
+    """Values listed in a file, one a line, in the order of their codes; anything else is unknown.
+
+    A tab, newline or backslash inside a value is written as an escape, so that one line is one value.
+    """
+
+    type: Literal["vocabulary"] = "vocabulary"
+    file: str
+    """Path of the file, relative to the dataset directory."""
+    size: int
+    """Rows that an embedding table needs: the number of values + 2."""
+
+    def read(self, directory: Path) -> list[str]:
+        """The values in the order of their codes (the first has code 2)."""
+        return read_values(directory / self.file)
+
+    def encode(self, values: Iterable[str | None], directory: Path) -> Codes:
+        """Codes `(N,)` of N values; None and the empty string are unknown."""
+        codes = _codes_by_value(directory / self.file)
+        return np.fromiter((codes.get(value, UNKNOWN) if value else UNKNOWN for value in values), np.int32)
+
+
+class Bins(_Spec):
+    """Numerical values cut at increasing boundaries; a value equal to a boundary belongs to the bin above it."""
+
+    type: Literal["bins"] = "bins"
+    boundaries: tuple[float, ...]
+
+    @property
+    def size(self) -> int:
+        """Rows that an embedding table needs: padding, missing and `len(boundaries) + 1` bins."""
+        return FIRST_VALUE + len(self.boundaries) + 1
+
+    def encode(self, values: Iterable[float | None], directory: Path | None = None) -> Codes:
+        """Codes `(N,)`; None and NaN are missing. `directory` is not needed: the boundaries are in the schema."""
+        array = np.array([np.nan if value is None else value for value in values], np.float64)
+        bins = np.searchsorted(np.array(self.boundaries, np.float64), array, side="right") + FIRST_VALUE
+        return np.where(np.isnan(array), UNKNOWN, bins).astype(np.int32)
+
+
+class GroupQuantiles(_Spec):
+    """HeterRec's multimodal quantiser (arXiv 2503.01469, section 2.3): quantile bins within groups of dimensions.
+
+    A vector is centred and rotated to `groups * dims_per_group` dimensions (PCA, fitted on the catalogue), cut into
+    `groups` equal groups, and each dimension of a group into `quantiles` bins: a group has `quantiles **
+    dims_per_group` codes. Differs from the paper: the rotation, without which the exponent d_v / Z explodes.
+
+    `file` is an .npz with `mean (d,)`, `rotation (d, groups * dims_per_group)`, `edges (groups * dims_per_group,
+    quantiles - 1)`, all float32.
+    """
+
+    type: Literal["group_quantiles"] = "group_quantiles"
+    file: str
+    groups: int
+    dims_per_group: int
+    quantiles: int
+    input_dim: int
+
+    @property
+    def group_size(self) -> int:
+        """Rows that the embedding table of one group needs."""
+        return FIRST_VALUE + self.quantiles**self.dims_per_group
+
+    def arrays(self, directory: Path) -> dict[str, NDArray[np.float32]]:
+        """The fitted arrays by name."""
+        return read_arrays(directory / self.file)
+
+    def encode(self, vectors: Vectors, directory: Path) -> Codes:
+        """Codes `(N, groups)` of vectors `(N, input_dim)`; a row that holds a NaN (no vector) is missing throughout."""
+        fitted = self.arrays(directory)
+        missing = np.isnan(vectors).any(axis=1)
+        centred = np.where(missing[:, None], 0.0, vectors) - fitted["mean"]
+        rotated = centred.astype(np.float32) @ fitted["rotation"]
+        bins = (rotated[:, :, None] >= fitted["edges"][None]).sum(axis=2)  # (N, groups * dims_per_group)
+        bins = bins.reshape(len(vectors), self.groups, self.dims_per_group)
+        weights = self.quantiles ** np.arange(self.dims_per_group)
+        codes = (bins * weights).sum(axis=2) + FIRST_VALUE
+        return np.where(missing[:, None], UNKNOWN, codes).astype(np.int32)
+
+
+class TfidfSvd(_Spec):
+    """Text to a unit vector without any download: TF-IDF over words, then a truncated SVD, both fitted in the job.
+
+    Words are runs of two or more letters or digits, lower-cased; term frequency enters as 1 + log(tf). `vocabulary`
+    lists the words; `file` is an .npz with `idf (V,)` and `components (V, dim)`, float32.
+    """
+
+    type: Literal["tfidf_svd"] = "tfidf_svd"
+    vocabulary: str
+    file: str
+    dim: int
+
+    def encode(self, texts: Iterable[str | None], directory: Path) -> Vectors:
+        """Vectors `(N, dim)` of unit length; a text without a known word is a row of NaN (no vector)."""
+        word_rows = _codes_by_value(directory / self.vocabulary)
+        fitted = read_arrays(directory / self.file)
+        texts = list(texts)
+        vectors = np.full((len(texts), self.dim), np.nan, np.float32)
+        for row, text in enumerate(texts):
+            counts = Counter(word_rows[word] - FIRST_VALUE for word in words(text) if word in word_rows)
+            if counts:
+                rows = np.fromiter(sorted(counts), np.int64)
+                weights = (1 + np.log([counts[r] for r in rows])).astype(np.float32) * fitted["idf"][rows]
+                vector = (weights / np.linalg.norm(weights)) @ fitted["components"][rows]
+                norm = np.linalg.norm(vector)
+                if norm > 0:
+                    vectors[row] = vector / norm
+        return vectors
+
+
+Transform: TypeAlias = Annotated[Vocabulary | Bins | GroupQuantiles, Field(discriminator="type")]
+Encoder: TypeAlias = TfidfSvd
+
+_WORD = re.compile(r"[^\W_]{2,}")
+
+
+def words(text: str | None) -> list[str]:
+    """The lower-cased words of a text: runs of two or more letters or digits."""
+    return _WORD.findall(text.lower()) if text else []
+
+
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_UNESCAPES = {written[1]: raw for raw, written in _ESCAPES.items()}
+
+
+def write_values(path: Path, values: Sequence[str]) -> None:
+    """Writes one value a line, escaping backslash, newline, carriage return and tab."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = str.maketrans(_ESCAPES)
+    path.write_text("".join(value.translate(table) + "\n" for value in values), encoding="utf-8", newline="\n")
+
+
+def read_values(path: Path) -> list[str]:
+    """Reads what `write_values` wrote."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.split("\n")[:-1]
+    return [re.sub(r"\\(.)", lambda match: _UNESCAPES[match[1]], line) if "\\" in line else line for line in lines]
+
+
+def write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Writes named arrays as .npz; equal arrays give equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # the stub takes array keywords for its own options
+
+
+@lru_cache(maxsize=64)
+def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Reads what `write_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+@lru_cache(maxsize=64)
+def _codes_by_value(path: Path) -> dict[str, int]:
+    return {value: code for code, value in enumerate(read_values(path), start=FIRST_VALUE)}
