@@ -5,9 +5,9 @@ by anyone who holds the dataset directory. Codes of every transform: 0 = padding
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -98,9 +98,12 @@ class GroupQuantiles(_Spec):
         """Codes `(N, groups)` of vectors `(N, input_dim)`; a row that holds a NaN (no vector) is missing throughout."""
         fitted = self.arrays(directory)
         missing = np.isnan(vectors).any(axis=1)
-        centred = np.where(missing[:, None], 0.0, vectors) - fitted["mean"]
-        rotated = centred.astype(np.float32) @ fitted["rotation"]
-        bins = (rotated[:, :, None] >= fitted["edges"][None]).sum(axis=2)  # (N, groups * dims_per_group)
+        # In float64: in float32 the last bits, and so codes beside an edge, would depend on the size of the batch.
+        centred = np.where(missing[:, None], 0.0, vectors).astype(np.float64) - fitted["mean"]
+        rotated = centred @ fitted["rotation"].astype(np.float64)
+        bins = np.empty(rotated.shape, np.int64)  # (N, groups * dims_per_group)
+        for dimension, edges in enumerate(fitted["edges"]):
+            bins[:, dimension] = np.searchsorted(edges, rotated[:, dimension], side="right")
         bins = bins.reshape(len(vectors), self.groups, self.dims_per_group)
         weights = self.quantiles ** np.arange(self.dims_per_group)
         codes = (bins * weights).sum(axis=2) + FIRST_VALUE
@@ -121,20 +124,12 @@ class TfidfSvd(_Spec):
 
     def encode(self, texts: Iterable[str | None], directory: Path) -> Vectors:
         """Vectors `(N, dim)` of unit length; a text without a known word is a row of NaN (no vector)."""
-        word_rows = _codes_by_value(directory / self.vocabulary)
+        words_known = _codes_by_value(directory / self.vocabulary)
         fitted = read_arrays(directory / self.file)
-        texts = list(texts)
-        vectors = np.full((len(texts), self.dim), np.nan, np.float32)
-        for row, text in enumerate(texts):
-            counts = Counter(word_rows[word] - FIRST_VALUE for word in words(text) if word in word_rows)
-            if counts:
-                rows = np.fromiter(sorted(counts), np.int64)
-                weights = (1 + np.log([counts[r] for r in rows])).astype(np.float32) * fitted["idf"][rows]
-                vector = (weights / np.linalg.norm(weights)) @ fitted["components"][rows]
-                norm = np.linalg.norm(vector)
-                if norm > 0:
-                    vectors[row] = vector / norm
-        return vectors
+        weights = tfidf_rows(texts, words_known, fitted["idf"])
+        vectors = weights @ fitted["components"]  # row by row: the same bits whatever the batch
+        norms = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+        return np.where(norms > 0, vectors / np.where(norms > 0, norms, 1), np.nan).astype(np.float32)
 
 
 Transform: TypeAlias = Annotated[Vocabulary | Bins | GroupQuantiles, Field(discriminator="type")]
@@ -146,6 +141,30 @@ _WORD = re.compile(r"[^\W_]{2,}")
 def words(text: str | None) -> list[str]:
     """The lower-cased words of a text: runs of two or more letters or digits."""
     return _WORD.findall(text.lower()) if text else []
+
+
+def tfidf_rows(texts: Iterable[str | None], codes: Mapping[str, int], idf: NDArray[np.float32]) -> Any:
+    """The TF-IDF weights `(N, V)` of N texts, each row of unit length (or empty), as a `scipy.sparse.csr_array`.
+
+    Args:
+        texts: what is weighed.
+        codes: each known word's code; the first word, row 0 of `idf`, has code 2.
+        idf: `(V,)`, the weight of each word.
+    """
+    from scipy.sparse import csr_array  # not needed by models, and slow to import
+
+    size = len(idf)
+    found = [[codes[word] - FIRST_VALUE for word in words(text) if word in codes] for text in texts]
+    lengths = np.fromiter(map(len, found), np.int64, len(found))
+    columns = np.fromiter(chain.from_iterable(found), np.int64, int(lengths.sum()))
+    rows = np.repeat(np.arange(len(found)), lengths)
+    cells, counts = np.unique(rows * size + columns, return_counts=True)
+    rows, columns = np.divmod(cells, max(size, 1))
+    weights = (1 + np.log(counts)) * idf[columns]
+    norms = np.sqrt(np.bincount(rows, weights=weights**2, minlength=len(found)))
+    weights = (weights / norms[rows]).astype(np.float32)
+    starts = np.searchsorted(rows, np.arange(len(found) + 1))
+    return csr_array((weights, columns, starts), shape=(len(found), size))
 
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
