@@ -96,6 +96,8 @@ class Schema(_Part):
     """The display field that names an item."""
     has_time: bool = True
     has_sessions: bool = True
+    session_gap_seconds: int | None = None
+    """Inactivity that ended a session; None where the log has its own sessions, or none."""
     has_impressions: bool = False
     time_origin: int = 0
     """Unix seconds of midnight UTC before the first accepted event; stored times count from here."""
