@@ -97,11 +97,11 @@ class GroupQuantiles(_Spec):
     def encode(self, vectors: Vectors, directory: Path) -> Codes:
         """Codes `(N, groups)` of vectors `(N, input_dim)`; a row that holds a NaN (no vector) is missing throughout."""
         fitted = self.arrays(directory)
-        missing = np.isnan(vectors).any(axis=1)
+        missing = np.asarray(np.isnan(vectors).any(axis=1))
         # In float64: in float32 the last bits, and so codes beside an edge, would depend on the size of the batch.
         centred = np.where(missing[:, None], 0.0, vectors).astype(np.float64) - fitted["mean"]
         rotated = centred @ fitted["rotation"].astype(np.float64)
-        bins = np.empty(rotated.shape, np.int64)  # (N, groups * dims_per_group)
+        bins: NDArray[np.int64] = np.empty(rotated.shape, np.int64)  # (N, groups * dims_per_group)
         for dimension, edges in enumerate(fitted["edges"]):
             bins[:, dimension] = np.searchsorted(edges, rotated[:, dimension], side="right")
         bins = bins.reshape(len(vectors), self.groups, self.dims_per_group)
