@@ -1,0 +1,290 @@
+"""Raw values to codes, and raw histories to a model's batch, as TensorFlow ops: what an exported model does first.
+
+Every coder gives the codes that the NumPy transform of `tfrec.transforms` gives for the same value. Importing this
+module imports TensorFlow.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrec.schema import Feature, Schema
+from tfrec.transforms import FIRST_VALUE, PADDING, UNKNOWN, Bins, GroupQuantiles, Vocabulary
+
+Tensor = Any
+_LATEST = np.iinfo(np.int32).max  # seconds after time_origin that a batch can hold
+_ESCAPED = ((r"\\", r"\\\\"), ("\n", r"\\n"), ("\r", r"\\r"), ("\t", r"\\t"))  # patterns and rewrites of RE2
+
+
+class VocabularyCoder(tf.Module):
+    """Strings of any shape to int32 codes; the empty string is unknown.
+
+    The table is read from the vocabulary file, which becomes an asset of the SavedModel. Its lines are escaped, so
+    the graph escapes what it looks up.
+
+    Args:
+        transform: the vocabulary.
+        directory: of the dataset.
+    """
+
+    def __init__(self, transform: Vocabulary, directory: Path) -> None:
+        super().__init__()
+        self.table = None
+        if transform.size > FIRST_VALUE:
+            # A path given as a string becomes an asset through a tracked variable that tf.lookup makes itself.
+            lines = tf.lookup.TextFileInitializer(
+                str(directory / transform.file),
+                tf.string,
+                tf.lookup.TextFileIndex.WHOLE_LINE,
+                tf.int64,
+                tf.lookup.TextFileIndex.LINE_NUMBER,
+                value_index_offset=FIRST_VALUE,
+            )
+            self.table = tf.lookup.StaticHashTable(lines, UNKNOWN)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Codes of the same shape."""
+        if self.table is None:
+            return tf.fill(tf.shape(values), UNKNOWN)
+        escaped = values
+        for pattern, rewrite in _ESCAPED:
+            escaped = tf.strings.regex_replace(escaped, pattern, rewrite)
+        codes = tf.cast(self.table.lookup(escaped), tf.int32)
+        return tf.where(values == "", UNKNOWN, codes)
+
+
+class BinsCoder(tf.Module):
+    """Numbers of any shape to int32 codes; NaN is missing.
+
+    They are float64 as in the dataset's job: a boundary is often a price that many items have, and 9.99 in float32
+    lies on the other side of it.
+
+    Args:
+        transform: the bins.
+    """
+
+    def __init__(self, transform: Bins) -> None:
+        super().__init__()
+        self.boundaries = np.array(transform.boundaries, np.float64)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Codes of the same shape."""
+        values = tf.cast(values, tf.float64)
+        bins = tf.searchsorted(self.boundaries, tf.reshape(values, [-1]), side="right")
+        return tf.where(tf.math.is_nan(values), UNKNOWN, tf.reshape(bins, tf.shape(values)) + FIRST_VALUE)
+
+
+class GroupQuantilesCoder(tf.Module):
+    """Vectors `(N, input_dim)` to int32 codes `(N, groups)`; a vector that holds a NaN is missing.
+
+    Args:
+        transform: the quantiser.
+        directory: of the dataset.
+    """
+
+    def __init__(self, transform: GroupQuantiles, directory: Path) -> None:
+        super().__init__()
+        self.transform = transform
+        fitted = transform.arrays(directory)
+        self.mean = tf.Variable(fitted["mean"].astype(np.float64), trainable=False, name="mean")
+        self.rotation = tf.Variable(fitted["rotation"].astype(np.float64), trainable=False, name="rotation")
+        self.edges = tf.Variable(fitted["edges"].astype(np.float64), trainable=False, name="edges")
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Codes `(N, groups)`."""
+        transform = self.transform
+        missing = tf.reduce_any(tf.math.is_nan(vectors), axis=1, keepdims=True)
+        present = tf.cast(tf.where(missing, tf.zeros_like(vectors), vectors), tf.float64)
+        rotated = tf.matmul(present - self.mean, self.rotation)
+        bins = tf.transpose(tf.searchsorted(self.edges, tf.transpose(rotated), side="right"))
+        bins = tf.reshape(bins, [-1, transform.groups, transform.dims_per_group])
+        weights = transform.quantiles ** np.arange(transform.dims_per_group, dtype=np.int32)
+        codes = tf.reduce_sum(bins * weights, axis=2) + FIRST_VALUE
+        return tf.where(missing, UNKNOWN, codes)
+
+
+Coder = VocabularyCoder | BinsCoder | GroupQuantilesCoder
+
+
+def coder(feature: Feature, directory: Path) -> Coder:
+    """The coder of a feature's transform.
+
+    Args:
+        feature: of the schema.
+        directory: of the dataset.
+    """
+    match feature.transform:
+        case Vocabulary():
+            return VocabularyCoder(feature.transform, directory)
+        case Bins():
+            return BinsCoder(feature.transform)
+        case GroupQuantiles():
+            return GroupQuantilesCoder(feature.transform, directory)
+
+
+class FeatureCoder(tf.Module):
+    """Raw values of one feature to its code columns `(..., num_codes)`.
+
+    Raw values are strings `(...)` (categorical), strings `(..., M)` padded with "" (multi-valued), float64 `(...)`
+    (numerical, NaN = missing), or float32 vectors `(N, input_dim)` (multimodal, and text after its encoder).
+
+    Args:
+        feature: of the schema.
+        directory: of the dataset.
+    """
+
+    def __init__(self, feature: Feature, directory: Path) -> None:
+        super().__init__()
+        self.feature = feature
+        self.coder = coder(feature, directory)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Codes `(..., num_codes)`."""
+        if isinstance(self.coder, GroupQuantilesCoder):
+            return self.coder(values)
+        if not self.feature.multivalued:
+            return self.coder(values)[..., None]
+        return _packed(self.coder(values), values != "", self.feature.num_codes)
+
+    def signature(self, name: str, *, events: bool = False) -> tf.TensorSpec:
+        """The input that takes this feature's raw values: `(B,)`, or `(B, T)` for those of events."""
+        shape: list[int | None] = [None, None] if events else [None]
+        if isinstance(self.coder, GroupQuantilesCoder):
+            return tf.TensorSpec([*shape, self.feature.vector_dim], tf.float32, name)
+        if isinstance(self.coder, BinsCoder):
+            return tf.TensorSpec(shape, tf.float64, name)
+        return tf.TensorSpec([*shape, None] if self.feature.multivalued else shape, tf.string, name)
+
+
+def _packed(codes: Tensor, present: Tensor, width: int) -> Tensor:
+    """The first `width` present codes, padded with 0; a row without any is (1, 0, ...): missing."""
+    order = tf.argsort(tf.cast(~present, tf.int32), axis=-1, stable=True)
+    packed = tf.gather(tf.where(present, codes, PADDING), order, batch_dims=codes.shape.rank - 1)
+    padding = [[0, 0]] * (codes.shape.rank - 1) + [[0, width]]
+    packed = tf.pad(packed, padding)[..., :width]
+    missing = np.array([UNKNOWN] + [PADDING] * (width - 1), np.int32)
+    return tf.where(tf.reduce_any(present, axis=-1, keepdims=True), packed, missing)
+
+
+class HistoryEncoder(tf.Module):
+    """Raw histories to the batch that a model's `encode_users` takes, and to the items that were seen.
+
+    Positions at or past `history_length` and empty ids are ignored; events are put in the order of their times
+    (equal times keep their order); the last `length` of them make the batch, right-padded with 0. Times are cut to
+    the range from `time_origin` to 68 years later, all that a batch can hold.
+
+    Args:
+        schema: of the dataset.
+        directory: of the dataset.
+        items: the coder of item ids.
+        length: of the model's histories (L).
+        request_time: whether a request says when it is made.
+    """
+
+    def __init__(
+        self, schema: Schema, directory: Path, items: VocabularyCoder, *, length: int, request_time: bool
+    ) -> None:
+        super().__init__()
+        self.schema = schema
+        self.length = length
+        self.request_time = request_time
+        self.items = items
+        self.events = [FeatureCoder(feature, directory) for feature in schema.side("event")]
+        self.users = [FeatureCoder(feature, directory) for feature in schema.side("user")]
+        self.event_types = None
+        if schema.event_types:
+            codes = np.arange(len(schema.event_types), dtype=np.int32) + FIRST_VALUE
+            known = tf.lookup.KeyValueTensorInitializer(list(schema.event_types), codes, tf.string, tf.int32)
+            self.event_types = tf.lookup.StaticHashTable(known, UNKNOWN)
+
+    def signature(self) -> dict[str, tf.TensorSpec]:
+        """The raw inputs by name: those that the schema has."""
+        specs = {
+            "history_item_ids": tf.TensorSpec([None, None], tf.string, "history_item_ids"),
+            "history_length": tf.TensorSpec([None], tf.int32, "history_length"),
+        }
+        if self.schema.has_time:
+            specs["history_times"] = tf.TensorSpec([None, None], tf.int64, "history_times")
+            if self.request_time:
+                specs["request_time"] = tf.TensorSpec([None], tf.int64, "request_time")
+        if self.event_types is not None:
+            specs["history_event_types"] = tf.TensorSpec([None, None], tf.string, "history_event_types")
+        if self.sessions_are_given:
+            specs["history_sessions"] = tf.TensorSpec([None, None], tf.string, "history_sessions")
+        for one in self.events:
+            name = f"event_{one.feature.name}"
+            specs[name] = one.signature(name, events=True)
+        for one in self.users:
+            name = f"user_{one.feature.name}"
+            specs[name] = one.signature(name)
+        return specs
+
+    @property
+    def sessions_are_given(self) -> bool:
+        """Whether requests carry session ids, because the log had its own (no gap of inactivity made them)."""
+        return self.schema.has_sessions and self.schema.session_gap_seconds is None
+
+    def __call__(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The batch `(B, L)`, and the codes of every real event's item `(B, T + 1)`, 0 elsewhere."""
+        # One column of padding, so that a request without any history has something to gather.
+        ids = tf.pad(inputs["history_item_ids"], [[0, 0], [0, 1]], constant_values="")
+        width = tf.shape(ids)[1]
+        valid = (tf.range(width) < inputs["history_length"][:, None]) & (ids != "")
+        seen = tf.where(valid, self.items(ids), PADDING)
+        chosen, real = self._window(inputs, valid)
+
+        def pick(values: Tensor) -> Tensor:
+            padding = [[0, 0], [0, 1]] + [[0, 0]] * (values.shape.rank - 2)
+            return tf.gather(tf.pad(values, padding), chosen, batch_dims=1)
+
+        batch = {"item": tf.where(real, tf.gather(seen, chosen, batch_dims=1), PADDING)}
+        if self.schema.has_time:
+            batch["time"] = tf.where(real, self._since_origin(pick(inputs["history_times"])), 0)
+            last = tf.reduce_max(batch["time"], axis=1)
+            batch["request_time"] = self._since_origin(inputs["request_time"]) if self.request_time else last
+        if self.event_types is not None:
+            types = self.event_types.lookup(pick(inputs["history_event_types"]))
+            batch["event_type"] = tf.where(real, types, PADDING)
+        if self.schema.has_sessions:
+            batch["session"] = tf.where(real, self._sessions(batch, inputs, pick), PADDING)
+        for one in self.events:
+            codes = one(pick(inputs[f"event_{one.feature.name}"]))
+            batch[f"event_{one.feature.name}"] = _one_column(tf.where(real[..., None], codes, PADDING))
+        for one in self.users:
+            batch[f"user_{one.feature.name}"] = _one_column(one(inputs[f"user_{one.feature.name}"]))
+        for name, values in batch.items():
+            per_event = name not in ("request_time",) and not name.startswith("user_")
+            batch[name] = tf.ensure_shape(values, [None, self.length, *values.shape[2:]]) if per_event else values
+        return batch, seen
+
+    def _window(self, inputs: dict[str, Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions `(B, L)` of the last L real events in the order of time, and which of them are real."""
+        if self.schema.has_time:
+            times = tf.pad(tf.minimum(inputs["history_times"], tf.int64.max - 1), [[0, 0], [0, 1]])
+            order = tf.argsort(tf.where(valid, times, tf.int64.max), axis=1, stable=True)
+        else:
+            order = tf.argsort(tf.cast(~valid, tf.int32), axis=1, stable=True)
+        count = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1, keepdims=True)
+        place = tf.maximum(count - self.length, 0) + tf.range(self.length)  # (B, L)
+        chosen = tf.gather(order, tf.minimum(place, tf.shape(valid)[1] - 1), batch_dims=1)
+        return chosen, place < count
+
+    def _since_origin(self, times: Tensor) -> Tensor:
+        origin = self.schema.time_origin
+        return tf.cast(tf.clip_by_value(times, origin, origin + _LATEST) - origin, tf.int32)
+
+    def _sessions(self, batch: dict[str, Tensor], inputs: dict[str, Tensor], pick: Any) -> Tensor:
+        """Sessions `(B, L)` numbered from 1 in the window."""
+        if self.sessions_are_given:
+            ids = pick(inputs["history_sessions"])
+            begins = ids[:, 1:] != ids[:, :-1]
+        else:
+            begins = batch["time"][:, 1:] - batch["time"][:, :-1] > self.schema.session_gap_seconds
+        return tf.pad(tf.cumsum(tf.cast(begins, tf.int32), axis=1), [[0, 0], [1, 0]]) + 1
+
+
+def _one_column(codes: Tensor) -> Tensor:
+    """Codes without their last axis where they have one column, as batches hold them."""
+    return codes[..., 0] if codes.shape[-1] == 1 else codes
