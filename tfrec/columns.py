@@ -8,6 +8,7 @@ writes the dataset again replaces the whole directory, so that no stale cache su
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from tfrec.manifest import MANIFEST, fingerprint, published, read_manifest, verify, write_manifest
 
 CACHE = "cache"
+SPLITS = {"train": 0, "validation": 1, "test": 2}
 _FORMAT_VERSION = 1
 
 
@@ -57,6 +59,14 @@ class Histories:
     def num_users(self) -> int:
         """Number of users."""
         return len(self.offsets) - 1
+
+    @cached_property
+    def training_stops(self) -> NDArray[np.int64]:
+        """Where each user's training events end, `(U,)`: at the first event of another split."""
+        held_out = np.flatnonzero(self.columns["split"] != SPLITS["train"])
+        ends = np.append(held_out, self.offsets[-1])
+        stops: NDArray[np.int64] = np.minimum(ends[np.searchsorted(held_out, self.offsets[:-1])], self.offsets[1:])
+        return stops
 
 
 def write_cache(directory: Path, catalogue: Catalogue, histories: Histories) -> Path:
