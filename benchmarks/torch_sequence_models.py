@@ -122,8 +122,8 @@ def time_gaps(times: Tensor, known: bool) -> Tensor:
 def sampled_softmax(states: Tensor, targets: Tensor, table: nn.Embedding, negatives: int) -> Tensor:
     """Mean over positions of the cross entropy among the target and `negatives` uniform items."""
     drawn = torch.randint(1, table.num_embeddings, (len(targets), negatives))
-    positive = (states * F.normalize(table(targets), dim=-1, eps=1e-6)).sum(-1, keepdim=True) / 0.05
-    negative = torch.einsum("pd,pnd->pn", states, F.normalize(table(drawn), dim=-1, eps=1e-6)) / 0.05
+    scores = states @ F.normalize(table.weight, dim=-1, eps=1e-6).T / 0.05  # all, then pick: faster on a CPU
+    positive, negative = scores.gather(1, targets[:, None]), scores.gather(1, drawn)
     negative = torch.where(drawn == targets[:, None], torch.tensor(-5e4), negative)
     return -F.log_softmax(torch.cat([positive, negative], dim=1), dim=1)[:, 0].mean()
 
