@@ -1,0 +1,85 @@
+"""The models: functions that compose layers, looked up by the name that a config gives.
+
+A builder is `name(schema, *, objective=None, request_time=False, ...) -> keras.Model`; its keyword arguments are the
+config's `model:` section. Its module's `OBJECTIVE` is the `objective:` section that it is trained by where a config
+names none.
+"""
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from tfrec.config import suggest
+from tfrec.errors import UsageError
+from tfrec.objectives import build_objective
+from tfrec.schema import Schema
+
+MODELS = {
+    "popularity": "tfrec.models.popularity:popularity",
+    "sasrec": "tfrec.models.sasrec:sasrec",
+}
+_OWN_ARGUMENTS = ("schema", "objective", "request_time")
+
+
+def build(
+    schema: Schema, model: Mapping[str, Any], objective: Mapping[str, Any] | None = None, *, request_time: bool = False
+) -> keras.Model:
+    """The model that a config's sections ask for, with fresh weights and an empty item table.
+
+    Args:
+        schema: of the dataset.
+        model: `name` (of `MODELS`, or module:function) and the builder's keyword arguments.
+        objective: `name` and keyword arguments; None = the model's own; without `name` it changes options of that.
+        request_time: `features.request_time`.
+
+    Raises:
+        UsageError: unknown model or option, with the nearest known one; an option's value that the model refuses.
+    """
+    options = dict(model)
+    name = options.pop("name", None)
+    builder = resolve(name)
+    default = getattr(inspect.getmodule(builder), "OBJECTIVE", None)
+    layer = None if default is None and objective is None else build_objective(objective, default)
+    checked = check_options(builder, str(name), options)
+    try:
+        return builder(schema, objective=layer, request_time=request_time, **checked)
+    except ValueError as error:
+        raise UsageError(f"`model`: {name}: {error}") from error
+
+
+def resolve(name: object) -> Callable[..., keras.Model]:
+    """The builder of that name."""
+    if not isinstance(name, str):
+        raise UsageError(f"`model.name`: must be given; {suggest('', list(MODELS))}")
+    module, colon, attribute = MODELS.get(name, name).partition(":")
+    if not colon:
+        raise UsageError(f"`model.name`: unknown model {name!r}; {suggest(name, list(MODELS))}")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"`model.name`: {name} cannot be imported ({error}).") from None
+
+
+def check_options(builder: Callable[..., Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, checked against the names and types of the builder's signature."""
+    known = [key for key in inspect.signature(builder).parameters if key not in _OWN_ARGUMENTS]
+    hints = typing.get_type_hints(builder, include_extras=True)
+    checked = {}
+    for key, value in options.items():
+        if key not in known:
+            raise UsageError(f"`model.{key}`: unknown option of {name}; {suggest(key, known)}")
+        hint = hints.get(key, Any)
+        try:
+            checked[key] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise UsageError(f"`model.{key}`: {message}. Received: {value!r:.100}.") from None
+    return checked
+
+
+__all__ = ["MODELS", "build", "check_options", "resolve"]

@@ -1,0 +1,341 @@
+"""The parts that all sequence models are composed of: what an event is made of, and the two ends of a model.
+
+They take layers as arguments, since encoders share tables; a model is rebuilt by its builder, never from a config.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import keras
+from keras import ops
+
+from tfrec.layers import Tensor
+from tfrec.layers.feature_embedding import FeatureEmbedding
+from tfrec.layers.item_id_dropout import ItemIdDropout
+from tfrec.layers.item_table import ItemTable
+from tfrec.layers.item_tokens import ItemTokens
+from tfrec.layers.position_embedding import PositionEmbedding
+from tfrec.layers.time_gap_bias import time_gap_buckets
+from tfrec.schema import ITEM_ID, Feature, Schema
+from tfrec.transforms import FIRST_VALUE
+
+UserFeatures: TypeAlias = Literal["prefix", "add", "none"]
+ItemFeatures: TypeAlias = Literal["all"] | tuple[str, ...]
+
+
+def l2_normalize(x: Tensor) -> Tensor:
+    """Vectors of length 1, x / max(|x|, 1e-6), in float32; gradients are finite at 0."""
+    x = ops.cast(x, "float32")
+    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
+
+
+def item_table(schema: Schema, vector_features: Sequence[str] = ()) -> ItemTable:
+    """An empty item table of the schema's size, with the vectors of the features named."""
+    num_columns = sum(feature.num_codes for feature in schema.side("item"))
+    vector_dims = {name: schema.feature(name).vector_dim or 0 for name in vector_features}
+    return ItemTable(schema.num_items, num_columns, vector_dims, name="item_table")
+
+
+def chosen_features(schema: Schema, item_features: ItemFeatures) -> tuple[Feature, ...]:
+    """The item features that a model embeds, in schema order.
+
+    Raises:
+        ValueError: a name that the schema does not have.
+    """
+    features = schema.side("item")
+    if item_features == "all":
+        return features
+    names = [feature.name for feature in features]
+    for name in item_features:
+        if name not in names:
+            raise ValueError(f"`item_features` must name features of {names}. Received: {name!r}.")
+    return tuple(feature for feature in features if feature.name in item_features)
+
+
+class ItemEmbedder(keras.layers.Layer):
+    """Items to their tokens: looks up codes, hides ids in training, embeds each feature.
+
+    Args:
+        schema: Schema. Of the dataset.
+        table: ItemTable. The catalogue.
+        embedding_dim: int. Width of a token.
+        item_features: `"all"` or names. Features that become tokens.
+        item_id_dropout: float. Probability of replacing an id by unknown in training; ids are all that an item has
+            where no other feature is chosen, and then stay.
+        projected_vectors: names. Features whose token is a linear map of the stored vector instead of an embedding.
+
+    Input: items `(...)` int.
+    Output: `(..., K, D)`.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        table: ItemTable,
+        embedding_dim: int,
+        *,
+        item_features: ItemFeatures = "all",
+        item_id_dropout: float = 0.0,
+        projected_vectors: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.table = table
+        self.embedding_dim = embedding_dim
+        columns = schema.item_columns()
+        features = chosen_features(schema, item_features)
+        self.token_names = [feature.name for feature in features]
+        self.projected_vectors = list(projected_vectors)
+        self.specifications = [
+            {
+                "name": feature.name,
+                "table_sizes": feature.table_sizes,
+                "num_codes": feature.num_codes,
+                "start": columns[feature.name].start,
+            }
+            for feature in features
+            if feature.name not in self.projected_vectors
+        ]
+        self.id_dropout = ItemIdDropout(item_id_dropout, name="id_dropout")
+
+    @property
+    def num_tokens(self) -> int:
+        """K."""
+        return len(self.token_names)
+
+    def build(self, items_shape: Any = None) -> None:
+        self.tokens = ItemTokens(self.specifications, self.embedding_dim, dtype=self.dtype_policy, name="tokens")
+        self.tokens.build()
+        self.projections = {}
+        for name in self.projected_vectors:
+            dense = keras.layers.Dense(self.embedding_dim, dtype=self.dtype_policy, name=f"{name}_projection")
+            dense.build((None, (self.table.vector_dims or {})[name]))
+            self.projections[name] = dense
+        self.built = True
+
+    def call(self, items: Tensor, training: bool | None = None) -> Tensor:
+        codes = self.id_dropout(self.table(items), training=training)
+        tokens = self.tokens(codes)
+        if not self.projections:
+            return tokens
+        embedded = iter(ops.unstack(tokens, num=len(self.specifications), axis=-2))
+        valid = ops.cast(items != 0, tokens.dtype)[..., None]
+        ordered = [
+            self.projections[name](self.table.vectors(items, name)) * valid
+            if name in self.projections
+            else next(embedded)
+            for name in self.token_names
+        ]
+        return ops.stack(ordered, axis=-2)  # (..., K, D)
+
+    def code_tokens(self, name: str) -> Tensor | None:
+        """Tokens of every code of a feature, `(size, D)`; None for features of several codes or of vectors."""
+        feature = next((each for each in self.specifications if each["name"] == name), None)
+        if feature is None or feature["num_codes"] > 1:
+            return None
+        return self.tokens.embeddings[name](ops.arange(feature["table_sizes"][0], dtype="int32")[:, None])
+
+    def codes(self, items: Tensor, name: str) -> Tensor:
+        """Codes of one feature of one code, `(...)` int32."""
+        start = next(each["start"] for each in self.specifications if each["name"] == name)
+        return self.table(items)[..., start]
+
+
+class EventContext(keras.layers.Layer):
+    """What is known of events and users beside the items: event types, event features, user features.
+
+    Args:
+        schema: Schema. Of the dataset.
+        embedding_dim: int. Width.
+        event_types: bool. Whether the type of an event is embedded, where the log has types.
+        user_features: str. `"prefix"`: one token before the history; `"add"`: added to every event; `"none"`.
+
+    Input: a batch with `event_type`, `event_<name>` `(B, L)` or `(B, L, M)`, `user_<name>` `(B,)` or `(B, M)`.
+    Output: dict with `event` `(B, L, D)`, where there is something to add to events, and `prefix` `(B, 1, D)`.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        embedding_dim: int,
+        *,
+        event_types: bool = True,
+        user_features: UserFeatures = "prefix",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.embedding_dim = embedding_dim
+        self.user_features = user_features
+        self.tables: dict[str, FeatureEmbedding] = {}
+        if event_types and schema.event_types:
+            self._add_table("event_type", (FIRST_VALUE + len(schema.event_types),), 1)
+        for feature in schema.side("event"):
+            self._add_table(f"event_{feature.name}", feature.table_sizes, feature.num_codes)
+        if user_features != "none":
+            for feature in schema.side("user"):
+                self._add_table(f"user_{feature.name}", feature.table_sizes, feature.num_codes)
+
+    @property
+    def prefix_length(self) -> int:
+        """1 where there is a prefix token, else 0."""
+        return int(self.user_features == "prefix" and any(key.startswith("user_") for key in self.tables))
+
+    def build(self, batch_shape: Any = None) -> None:
+        for table in self.tables.values():
+            table.build()
+        self.built = True
+
+    def call(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        event = [self._embed(key, batch, 2) for key in self.tables if key.startswith("event_")]  # each (B, L, D)
+        user = [self._embed(key, batch, 1)[:, None] for key in self.tables if key.startswith("user_")]  # (B, 1, D)
+        outputs = {}
+        if user and self.prefix_length:
+            outputs["prefix"] = sum(user[1:], user[0])
+        elif user:
+            event += user
+        if event:
+            outputs["event"] = sum(event[1:], event[0])
+        return outputs
+
+    def _add_table(self, key: str, sizes: tuple[int, ...], num_codes: int) -> None:
+        self.tables[key] = FeatureEmbedding(
+            sizes, self.embedding_dim, num_codes, dtype=self.dtype_policy, name=f"{key}_table"
+        )
+
+    def _embed(self, key: str, batch: dict[str, Tensor], axes: int) -> Tensor:
+        codes = batch[key]
+        return self.tables[key](codes[..., None] if len(codes.shape) == axes else codes)
+
+
+class SequenceEncoder(keras.layers.Layer):
+    """Histories to states: the sum of each item's tokens, its place, then blocks over events.
+
+    x = sqrt(D) * (sum of tokens + event context) + position; dropout; blocks; L2 norm.
+
+    Args:
+        embedder: ItemEmbedder. Shared with the item encoder.
+        context: EventContext. Event and user features.
+        blocks: sequence of layers called as `block(x, valid_mask, time_gap)`.
+        history_length: int. Events at most.
+        embedding_dim: int. D.
+        time_bias: bool. Whether the blocks are given time gaps.
+        position_embedding: bool. Whether places have embeddings.
+        dropout: float. Of the input.
+        normalize: bool. Whether states have length 1.
+
+    Input: a batch of `(B, L)` events. Output: `{"state": (B, L, D)}`, zeros where there is no event.
+    """
+
+    def __init__(
+        self,
+        embedder: ItemEmbedder,
+        context: EventContext,
+        blocks: Sequence[keras.layers.Layer],
+        *,
+        history_length: int,
+        embedding_dim: int,
+        time_bias: bool,
+        position_embedding: bool,
+        dropout: float,
+        normalize: bool,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.embedder = embedder
+        self.context = context
+        self.blocks = list(blocks)
+        self.embedding_dim = embedding_dim
+        self.time_bias = time_bias
+        self.normalize = normalize
+        self.position = None
+        if position_embedding:
+            self.position = PositionEmbedding(history_length, stddev=embedding_dim**-0.5, name="position")
+        self.input_dropout = keras.layers.Dropout(dropout, name="input_dropout")
+
+    def build(self, batch_shape: Any = None) -> None:
+        shape = (None, None, self.embedding_dim)
+        for layer in (self.embedder, self.context):
+            if not layer.built:
+                layer.build()
+        if self.position is not None:
+            self.position.build(shape)
+        for block in self.blocks:
+            block.build(shape)
+        self.built = True
+
+    def call(self, batch: dict[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
+        # Embed events
+        valid_mask = batch["item"] != 0
+        context = self.context(batch)
+        x = ops.sum(self.embedder(batch["item"], training=training), axis=-2)
+        if "event" in context:
+            x = x + context["event"]
+        x = x * self.embedding_dim**0.5
+        if self.position is not None:
+            x = x + self.position(x)
+        time_gap = time_gap_buckets(batch["query_time"], batch["time"]) if self.time_bias else None
+
+        # Put the user in front
+        mask = valid_mask
+        if "prefix" in context:
+            x = ops.concatenate([context["prefix"] * self.embedding_dim**0.5, x], axis=1)  # (B, 1 + L, D)
+            mask = ops.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+            time_gap = ops.pad(time_gap, ((0, 0), (1, 0), (1, 0))) if time_gap is not None else None
+
+        # Encode
+        x = self.input_dropout(x, training=training) * ops.cast(mask, x.dtype)[..., None]
+        for block in self.blocks:
+            x = block(x, mask, time_gap, training=training)
+        return {"state": finish_state(x[:, self.context.prefix_length :], valid_mask, self.normalize)}
+
+
+class SumItemEncoder(keras.layers.Layer):
+    """Items to vectors: the sum of their tokens, of length 1 where `normalize`.
+
+    Args:
+        embedder: ItemEmbedder. Shared with the user encoder.
+        normalize: bool. Whether vectors have length 1.
+
+    Input: items `(N,)`. Output: `{"vector": (N, D)}`.
+    """
+
+    def __init__(self, embedder: ItemEmbedder, *, normalize: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.embedder = embedder
+        self.normalize = normalize
+
+    def build(self, items_shape: Any = None) -> None:
+        if not self.embedder.built:
+            self.embedder.build()
+        self.built = True
+
+    def call(self, items: Tensor, training: bool | None = None) -> dict[str, Tensor]:
+        vector = ops.sum(embed_items(self.embedder, items, training), axis=-2)
+        return {"vector": l2_normalize(vector) if self.normalize else ops.cast(vector, "float32")}
+
+
+def embed_items(embedder: ItemEmbedder, items: Tensor, training: bool | None) -> Tensor:
+    """Tokens `(N, K, D)` of items to be predicted; an item that has nothing but its id keeps it in training."""
+    return embedder(items, training=training if embedder.num_tokens > 1 else False)
+
+
+def finish_state(state: Tensor, valid_mask: Tensor, normalize: bool) -> Tensor:
+    """States in float32, of length 1 where `normalize`, zeros where there is no event."""
+    state = l2_normalize(state) if normalize else ops.cast(state, "float32")
+    return state * ops.cast(valid_mask, "float32")[..., None]
+
+
+__all__ = [
+    "ITEM_ID",
+    "EventContext",
+    "ItemEmbedder",
+    "ItemFeatures",
+    "SequenceEncoder",
+    "SumItemEncoder",
+    "UserFeatures",
+    "chosen_features",
+    "embed_items",
+    "finish_state",
+    "item_table",
+    "l2_normalize",
+]
