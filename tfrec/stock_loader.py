@@ -241,7 +241,8 @@ def read_signatures(meta_graph: bytes) -> dict[str, tuple[Tensors, Tensors]]:
                 if part in tensors:
                     alias, info = _map_entry(content)
                     parsed = dict(_fields(info))
-                    tensors[part][alias] = (parsed[_TENSOR_NAME].decode(), parsed[_TENSOR_DTYPE])
+                    # The initialisation's own signature names an operation, which has no type.
+                    tensors[part][alias] = (parsed[_TENSOR_NAME].decode(), parsed.get(_TENSOR_DTYPE, 0))
             if not name.startswith("__saved_model"):
                 signatures[name] = (tensors[_SIGNATURE_INPUTS], tensors[_SIGNATURE_OUTPUTS])
     return signatures
