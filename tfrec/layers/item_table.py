@@ -68,7 +68,9 @@ class ItemTable(keras.layers.Layer):
 
     def known(self, items: Tensor) -> Tensor:
         """The ids themselves, those outside the table replaced by unknown."""
-        inside = ops.logical_and(items >= 0, items < self.num_items)
+        # The rows are asked of the tensor: an export puts other rows, those of new items, in the table's place.
+        rows = ops.shape(ops.convert_to_tensor(self.codes_table))[0]
+        inside = ops.logical_and(items >= 0, items < rows)
         return ops.where(inside, items, UNKNOWN)
 
     def fill(self, codes: np.ndarray, train_count: np.ndarray, vectors: Mapping[str, np.ndarray] | None = None) -> None:
