@@ -1,0 +1,74 @@
+"""The configurations that are shipped: named by model and data set, valid, and alike where models are compared."""
+
+import os
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+
+from beam_jobs.recipes import RECIPES
+from tfrec.config import load
+
+FOLDER = Path(__file__).parents[1] / "configs"
+MODELS = ("heterrec", "sasrec", "hstu", "popularity")
+DATASETS = ("shop", "amazon_beauty", "movielens_1m", "online_retail")
+
+
+@pytest.fixture(autouse=True)
+def data_folder(monkeypatch):
+    monkeypatch.setenv("TFREC_DATA", "somewhere")
+
+
+def test_there_is_one_of_every_model_and_data_set():
+    wanted = {f"{model}_{dataset}.yaml" for model in MODELS for dataset in DATASETS}
+    assert wanted <= set(os.listdir(FOLDER))
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_config_is_valid_and_named_after_model_and_data_set(path):
+    config = load(path)
+    model, dataset = config.model["name"], Path(config.data.out).name
+    assert path.stem == f"{model}_{dataset}"
+    assert config.data.out == f"datasets/{dataset}"
+    assert config.data.recipe is None or config.data.recipe.name in RECIPES
+    assert config.data.recipe is not None or config.data.events is not None
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_paths_are_free_of_this_machine(path):
+    def texts(value):
+        if isinstance(value, dict):
+            value = list(value.values())
+        return list(chain.from_iterable(map(texts, value))) if isinstance(value, list) else [value]
+
+    for text in texts(yaml.safe_load(path.read_text("utf-8"))):
+        assert not str(text).startswith(("/", "~")), text
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_models_of_a_data_set_share_the_dataset_and_the_metrics(dataset):
+    first, *others = (load(FOLDER / f"{model}_{dataset}.yaml") for model in MODELS)
+    for other in others:
+        assert other.data == first.data
+        assert other.histories == first.histories
+        # What a model sees of the request's time is no part of the dataset.
+        assert other.features.model_copy(update={"request_time": first.features.request_time}) == first.features
+        assert other.evaluation == first.evaluation
+
+
+@pytest.mark.parametrize("model", ["sasrec", "hstu"])
+def test_movielens_has_the_published_settings(model):
+    config = load(FOLDER / f"{model}_movielens_1m.yaml")
+    assert config.model == {
+        "name": model,
+        "history_length": 200,
+        "embedding_dim": 50,
+        "num_blocks": 2,
+        "num_heads": 1,
+        "dropout": 0.2,
+    }
+    assert config.objective == {"name": "sampled_softmax", "num_negatives": 128, "temperature": 0.05}
+    assert (config.training.epochs, config.training.batch_size, config.training.learning_rate) == (101, 128, 1e-3)
+    assert (config.training.beta_1, config.training.beta_2, config.training.weight_decay) == (0.9, 0.98, 0.0)
+    assert not config.data.split.validation
