@@ -39,7 +39,7 @@ class ItemSoftmax:
         mask_own: bool = True,
     ) -> None:
         check_choice("negatives", kind, get_args(Kind))
-        check_positive("num_negatives", num_negatives)
+        check_count("num_negatives", num_negatives)
         check_positive("temperature", temperature)
         self.kind = kind
         self.temperature = temperature
@@ -58,7 +58,14 @@ class ItemSoftmax:
         return items(batch["unique_item"])
 
     def __call__(
-        self, state: Tensor, vector: Tensor, batch: dict[str, Tensor], *, step: int, length: int | Tensor
+        self,
+        state: Tensor,
+        vector: Tensor,
+        batch: dict[str, Tensor],
+        *,
+        step: int,
+        length: int | Tensor,
+        temperature: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, positive logit (before logQ) and whether all negatives are masked, each `(P,)`.
 
@@ -68,9 +75,10 @@ class ItemSoftmax:
             batch: dict. The prepared batch.
             step: int. Which target, 0 for the next event.
             length: int. L, which turns a flat position into its row.
+            temperature: scalar tensor. Stands in for the constant where it is learnt.
         """
         target_row = batch["target_row"][:, step]
-        state = ops.cast(state, "float32") / self.temperature
+        state = ops.cast(state, "float32") / (self.temperature if temperature is None else temperature)
         vector = ops.cast(vector, "float32")
         positive = ops.sum(state * ops.take(vector, target_row, axis=0), axis=-1)
         if self.kind == "full":
@@ -141,10 +149,29 @@ def pack_states(state: Tensor, position: Tensor) -> Tensor:
     return ops.take(ops.reshape(state, (-1, *state.shape[2:])), position, axis=0)
 
 
+def sampling_options(
+    kind: str, kinds: tuple[str, ...], *, log_q: bool | None, null_logit: bool | None
+) -> dict[str, bool]:
+    """What `log_q` and `null_logit` mean for a kind of negatives where they are left to None."""
+    check_choice("negatives", kind, kinds)
+    if kind == "full" and log_q:
+        raise ValueError("`log_q` must be None or False where nothing is sampled. Received: negatives='full'.")
+    return {
+        "log_q": kind in ("in_batch", "mixed") if log_q is None else log_q,
+        "null_logit": kind == "same_step" if null_logit is None else null_logit,
+    }
+
+
 def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
     """A `ValueError` unless `value` is one of the choices."""
     if value not in choices:
         raise ValueError(f"`{argument}` must be one of {', '.join(choices)}. Received: {argument}={value!r}.")
+
+
+def check_count(argument: str, value: int) -> None:
+    """A `ValueError` unless `value` is an integer above 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{argument}` must be a positive integer. Received: {argument}={value!r}.")
 
 
 def check_positive(argument: str, value: float) -> None:
@@ -157,9 +184,11 @@ __all__ = [
     "ItemSoftmax",
     "Tensor",
     "check_choice",
+    "check_count",
     "check_positive",
     "contrast",
     "full_cross_entropy",
     "masked_mean",
     "pack_states",
+    "sampling_options",
 ]

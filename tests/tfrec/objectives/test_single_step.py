@@ -167,7 +167,7 @@ def test_half_precision_states_give_a_single_precision_loss():
     ("options", "message"),
     [
         ({"negatives": "none"}, "`negatives` must be one of per_position, shared"),
-        ({"num_negatives": 0}, "`num_negatives` must be a positive number. Received: num_negatives=0"),
+        ({"num_negatives": 0}, "`num_negatives` must be a positive integer. Received: num_negatives=0"),
         ({"temperature": -1.0}, "`temperature` must be a positive number"),
     ],
 )
