@@ -1,0 +1,138 @@
+"""What the doctor finds, on made-up logs with one thing wrong at a time."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import yaml
+
+from tfrec import doctor
+from tfrec.doctor import Check, examine
+
+pytest.importorskip("apache_beam")
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "events.csv"
+    path.write_text("user_id,item_id,time\n" + "".join(f"u{n % 9},i{n % 7},{1_700_000_000 + n}\n" for n in range(200)))
+    return path
+
+
+def write_config(tmp_path: Path, events: object, **sections: object) -> Path:
+    document = {
+        "data": {"out": str(tmp_path / "dataset"), "events": events, "repeats": "first"},
+        "model": {"name": "sasrec"},
+        **sections,
+    }
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def test_environment_alone_has_no_failure() -> None:
+    checks = by_name(examine())
+    assert {"Python", "packages", "CPU", "memory", "disk"} <= checks.keys()
+    assert [check for check in checks.values() if check.status == "fail"] == []
+
+
+def test_sound_config_passes(tmp_path: Path, log: Path) -> None:
+    checks = by_name(examine(write_config(tmp_path, {"files": [str(log)]})))
+    assert [check for check in checks.values() if check.status == "fail"] == []
+    assert checks["events: first rows"].found == "200 rows, none rejected"
+    assert "not made yet" in checks["dataset"].found
+    assert "sasrec" in checks["model"].found
+
+
+def test_broken_config_is_one_failed_check(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {out: x, evnts: {}}\n")
+    check = by_name(examine(path))["config"]
+    assert check.status == "fail"
+    assert "did you mean `events`?" in check.found
+
+
+def test_override_is_checked_too(tmp_path: Path, log: Path) -> None:
+    path = write_config(tmp_path, {"files": [str(log)]})
+    check = by_name(examine(path, ["training.epochs=0"]))["config"]
+    assert check.status == "fail"
+    assert "`training.epochs`" in check.found
+
+
+def test_missing_file_and_missing_column_are_named(tmp_path: Path, log: Path) -> None:
+    check = by_name(examine(write_config(tmp_path, {"files": [str(tmp_path / "none.csv")]})))["logs"]
+    assert check.status == "fail"
+    assert "none.csv" in check.found
+    source = {"files": [str(log)], "columns": {"time": "when"}}
+    check = by_name(examine(write_config(tmp_path, source)))["logs"]
+    assert check.status == "fail"
+    assert "`when`" in check.found
+
+
+def test_wrong_time_unit_is_found_in_the_first_rows(tmp_path: Path, log: Path) -> None:
+    source = {"files": [str(log)], "time_unit": "milliseconds"}
+    check = by_name(examine(write_config(tmp_path, source)))["events: first rows"]
+    assert check.status == "fail"
+    assert "100.0% of 200 rows rejected" in check.found
+    assert "time" in check.found
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"name": "sasrek"}, "did you mean `sasrec`?"),
+        ({"name": "sasrec", "histroy_length": 9}, "did you mean `history_length`?"),
+    ],
+)
+def test_unknown_model_or_option_is_found(tmp_path: Path, log: Path, model: object, message: str) -> None:
+    check = by_name(examine(write_config(tmp_path, {"files": [str(log)]}, model=model)))["model"]
+    assert check.status == "fail"
+    assert message in check.found
+
+
+def test_unknown_objective_is_found(tmp_path: Path, log: Path) -> None:
+    path = write_config(tmp_path, {"files": [str(log)]}, objective={"name": "full_softmx"})
+    check = by_name(examine(path))["model"]
+    assert check.status == "fail"
+    assert "full_softmax" in check.found
+
+
+def test_seen_items_as_targets_are_a_warning(tmp_path: Path, log: Path) -> None:
+    path = write_config(tmp_path, {"files": [str(log)]})
+    assert by_name(examine(path, ["data.repeats=keep"]))["evaluation"].status == "warn"
+    assert by_name(examine(path, ["data.repeats=keep", "evaluation.filter_seen=false"]))["evaluation"].status == "ok"
+
+
+def test_missing_recipe_path_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    recipe = {"name": "movielens", "path": str(tmp_path / "ml-1m")}
+    path.write_text(yaml.safe_dump({"data": {"out": str(tmp_path / "d"), "recipe": recipe}}))
+    check = by_name(examine(path))["recipe"]
+    assert check.status == "fail"
+    assert "ml-1m: not there" in check.found
+
+
+def test_damaged_dataset_is_found(tmp_path: Path, log: Path) -> None:
+    path = write_config(tmp_path, {"files": [str(log)]})
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "manifest.json").write_text("{}")
+    check = by_name(examine(path))["dataset"]
+    assert check.status == "fail"
+    assert "manifest.json" in check.found
+
+
+def test_scarce_memory_and_disk_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=GIB, total=24 * GIB))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB // 10))
+    monkeypatch.setattr(doctor, "_cpu_flags", lambda: {"sse2"})
+    checks = by_name(examine())
+    assert checks["memory"].status == "warn"
+    assert checks["disk"].status == "fail"
+    assert "no AVX2" in checks["CPU"].found

@@ -1,0 +1,248 @@
+"""`tfrec doctor`: what could go wrong is looked for before compute is spent, each finding with its mend."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tfrec.config import Config, load
+from tfrec.errors import UserError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+    from beam_jobs.plan import LogPlan
+
+Status = Literal["ok", "warn", "fail"]
+
+SAMPLE_ROWS = 5000
+
+GIB = 1 << 30
+EXTRAS = {
+    "beam": "tfrec preprocess",
+    "serving": "tfrec serve",
+    "retrieval": "ScaNN indexes and two_tower",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    status: Status
+    found: str
+    mend: str = ""
+
+
+def examine(config: Path | None = None, overrides: Sequence[str] = ()) -> list[Check]:
+    """Checks the environment and, where a configuration is given, everything that can be known of it beforehand."""
+    checks = [_python(), *_packages(), _cpu(), _memory(), _disk(Path("."))]
+    if config is None:
+        return checks
+    try:
+        parsed = load(config, overrides)
+    except UserError as error:
+        return [*checks, Check("config", "fail", str(error), "correct the key")]
+    checks.append(Check("config", "ok", f"{config}: every key is known"))
+    checks.append(_disk(Path(parsed.data.out), name="disk of data.out"))
+    for name, examination in (
+        ("logs", _logs),
+        ("model", _model),
+        ("evaluation", _evaluation),
+        ("dataset", _dataset),
+    ):
+        checks += _guarded(name, examination, parsed)
+    return checks
+
+
+def _guarded(name: str, examination: Callable[[Config], Iterator[Check]], config: Config) -> list[Check]:
+    """The checks of one examination; what it refuses is a failed check, and so is a package that is missing."""
+    checks: list[Check] = []
+    try:
+        checks.extend(examination(config))
+    except UserError as error:
+        checks.append(Check(name, "fail", str(error)))
+    except ImportError as error:
+        checks.append(Check(name, "fail", f"cannot be examined: {error}", "see the packages above"))
+    return checks
+
+
+def _logs(config: Config) -> Iterator[Check]:
+    """Files, columns, and the first rows of each log as preprocessing would check them."""
+    recipe = config.data.recipe
+    if recipe is not None:
+        yield _recipe(config)
+    if config.data.events is None:
+        if recipe is None:
+            yield Check("logs", "fail", "neither data.events nor data.recipe is given", "name the log of events")
+        return
+    from beam_jobs.plan import make_plan
+
+    for plan in make_plan(config).logs:
+        size = sum(file.size_bytes for file in plan.log.files)
+        yield Check(f"{plan.kind}: files", "ok", f"{len(plan.log.files)} files, {size / GIB:.2f} GiB, columns found")
+        yield _sample(plan)
+
+
+def _recipe(config: Config) -> Check:
+    from beam_jobs.recipes import RECIPES
+    from tfrec.config import suggest
+
+    recipe = config.data.recipe
+    assert recipe is not None
+    if recipe.name not in RECIPES:
+        return Check("recipe", "fail", f"unknown recipe {recipe.name}", suggest(recipe.name, list(RECIPES)))
+    if recipe.path is not None and not Path(recipe.path).exists():
+        return Check(
+            "recipe", "fail", f"{recipe.path}: not there", "download the data set, or correct data.recipe.path"
+        )
+    return Check("recipe", "ok", f"{recipe.name}{f' of {recipe.path}' if recipe.path else ''}")
+
+
+def _sample(plan: "LogPlan") -> Check:
+    from beam_jobs.reading import check_rows
+    from beam_jobs.sources import Batch, list_fragments, read_batches
+
+    name = f"{plan.kind}: first rows"
+    batch = next(iter(read_batches(list_fragments(plan.log)[0], plan.columns, plan.log.source)), None)
+    if batch is None:
+        return Check(name, "fail", "no row in the first file", "correct data.*.files")
+    result = check_rows(Batch(batch.file, batch.frame.head(SAMPLE_ROWS), batch.broken), plan)
+    total = sum(count for (_, outcome, _), count in result.counts.items() if outcome == "input")
+    rejected = {reason: n for (_, outcome, reason), n in result.counts.items() if outcome == "rejected"}
+    share = sum(rejected.values()) / max(1, total)
+    if not rejected:
+        return Check(name, "ok", f"{total} rows, none rejected")
+    worst = ", ".join(f"{reason} ({n})" for reason, n in sorted(rejected.items(), key=lambda pair: -pair[1])[:3])
+    status: Status = "fail" if share > 0.5 else "warn"
+    return Check(
+        name, status, f"{share:.1%} of {total} rows rejected: {worst}", "look at the column, its unit or format"
+    )
+
+
+def _model(config: Config) -> Iterator[Check]:
+    """Names and options of model and objective; on the dataset's schema, where there is one, the whole model."""
+    from tfrec.models import build, check_options, resolve
+    from tfrec.objectives import build_objective
+    from tfrec.schema import SCHEMA, Schema
+
+    options = dict(config.model)
+    name = options.pop("name", None)
+    check_options(resolve(name), str(name), options)
+    if config.objective is not None and "name" in config.objective:
+        build_objective(config.objective)
+    dataset = Path(config.data.out)
+    if not (dataset / SCHEMA).is_file():
+        yield Check("model", "ok", f"{name}: every option is known")
+        return
+    schema = Schema.read(dataset)
+    build(schema, config.model, config.objective, request_time=config.features.request_time)
+    yield Check("model", "ok", f"{name}: fits the schema of {dataset} ({schema.counts.get('items', 0)} items)")
+
+
+def _evaluation(config: Config) -> Iterator[Check]:
+    if config.evaluation.filter_seen and config.data.repeats == "keep":
+        yield Check(
+            "evaluation",
+            "warn",
+            "evaluation.filter_seen leaves out items of the history, but data.repeats: keep lets them be targets",
+            "data.repeats: first, or evaluation.filter_seen: false; right as it is where no user repeats an item",
+        )
+    else:
+        yield Check("evaluation", "ok", f"filter_seen {config.evaluation.filter_seen}, repeats {config.data.repeats}")
+
+
+def _dataset(config: Config) -> Iterator[Check]:
+    from tfrec.manifest import MANIFEST, verify
+
+    dataset = Path(config.data.out)
+    if not (dataset / MANIFEST).is_file():
+        yield Check("dataset", "ok", f"{dataset}: not made yet", "tfrec preprocess makes it")
+        return
+    verify(dataset)
+    yield Check("dataset", "ok", f"{dataset}: files as the manifest says")
+
+
+def _python() -> Check:
+    found = platform.python_version()
+    if sys.version_info[:2] == (3, 11):
+        return Check("Python", "ok", found)
+    return Check("Python", "warn", found, "3.11 is what tfrec is tested with")
+
+
+def _packages() -> list[Check]:
+    from packaging.requirements import Requirement
+
+    try:
+        requirements = [Requirement(line) for line in importlib.metadata.requires("tfrec") or ()]
+    except importlib.metadata.PackageNotFoundError:
+        return [Check("packages", "warn", "tfrec is not installed here", "pip install -e .[beam,serving,retrieval]")]
+    base = [requirement for requirement in requirements if requirement.marker is None]
+    checks = [_group("packages", base, "fail", "pip install -r requirements.txt")]
+    for extra, purpose in EXTRAS.items():
+        group = [item for item in requirements if item.marker and item.marker.evaluate({"extra": extra})]
+        checks.append(_group(f"packages for {purpose}", group, "warn", f"pip install tfrec[{extra}]"))
+    return checks
+
+
+def _group(name: str, requirements: "Sequence[Requirement]", status: Status, mend: str) -> Check:
+    problems, found = [], []
+    for requirement in requirements:
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            problems.append(f"{requirement.name} is missing")
+            continue
+        found.append(f"{requirement.name} {version}")
+        if not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement.name} {version} is not {requirement.specifier}")
+    if problems:
+        return Check(name, status, "; ".join(problems), mend)
+    return Check(name, "ok", ", ".join(found))
+
+
+def _cpu() -> Check:
+    flags = _cpu_flags()
+    found = f"{os.cpu_count()} cores, {platform.machine()}"
+    if platform.machine() == "x86_64" and flags and "avx2" not in flags:
+        return Check("CPU", "warn", f"{found}, no AVX2", "ScaNN needs AVX2; export with --index exact here")
+    return Check("CPU", "ok", found + (", AVX2" if "avx2" in flags else ""))
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+
+
+def _memory() -> Check:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+    if memory.available < 3 * GIB:
+        return Check(
+            "memory", "warn", found, "below 3 GiB training and preprocessing may be killed: stop other programs"
+        )
+    return Check("memory", "ok", found)
+
+
+def _disk(folder: Path, *, name: str = "disk") -> Check:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    found = f"{free / GIB:.1f} GiB free at {folder}"
+    if free < GIB // 5:
+        return Check(name, "fail", found, "free some space")
+    if free < 5 * GIB:
+        return Check(name, "warn", found, "below 5 GiB a large data set may not fit")
+    return Check(name, "ok", found)

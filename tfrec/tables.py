@@ -1,0 +1,82 @@
+"""Tables for people: metrics, comparisons, recommendations and checks as rich tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+STATUS_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def metrics_table(results: Mapping[str, Mapping[str, Any]], *, title: str = "", names: Sequence[str] = ()) -> Table:
+    """One row a metric, one column a model; a 95 % interval stands in brackets behind the figure.
+
+    Args:
+        results: by model, the document of an evaluation: `metrics` and, where known, `confidence_intervals`.
+        title: stands above the table.
+        names: the metrics to show; by default all of the first model.
+    """
+    table = Table(title=title or None)
+    table.add_column("metric")
+    for model in results:
+        table.add_column(model, justify="right")
+    first = next(iter(results.values()))
+    for name in names or first["metrics"]:
+        table.add_row(name, *(_figure(document, name) for document in results.values()))
+    return table
+
+
+def _figure(document: Mapping[str, Any], name: str) -> str:
+    value = document["metrics"].get(name)
+    if value is None:
+        return "-"
+    interval = (document.get("confidence_intervals") or {}).get(name)
+    return f"{value:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+
+
+def items_table(rows: Sequence[tuple[str, ...]], fields: Sequence[str], *, title: str = "") -> Table:
+    """One row an item, numbered from 1: its id, and what else the columns `fields` say of it."""
+    table = Table(title=title or None)
+    table.add_column("#", justify="right")
+    for field in fields:
+        table.add_column(field, justify="right" if field == "score" else "left", overflow="fold")
+    for number, row in enumerate(rows, start=1):
+        table.add_row(str(number), *map(_plain, row))
+    return table
+
+
+def checks_table(checks: Sequence[tuple[str, str, str, str]]) -> Table:
+    """One row a check: what, status (ok, warn, fail), what was found, and the mend."""
+    table = Table()
+    for column in ("check", "status", "found", "mend"):
+        table.add_column(column, overflow="fold")
+    for name, status, found, mend in checks:
+        table.add_row(_plain(name), f"[{STATUS_STYLES[status]}]{status}[/]", _plain(found), _plain(mend))
+    return table
+
+
+def document_table(document: Mapping[str, Any], *, title: str = "") -> Table:
+    """A nested document as rows of dotted keys and values; a long list is cut after its first entries."""
+    table = Table(title=title or None, show_header=False)
+    table.add_column("key")
+    table.add_column("value", overflow="fold")
+    for key, value in _flattened(document, ""):
+        table.add_row(_plain(key), _plain(value))
+    return table
+
+
+def _flattened(document: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
+    rows = []
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            rows += _flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and len(value) > 12:
+            rows.append((f"{prefix}{key}", f"{', '.join(map(str, value[:12]))}, ... ({len(value)} in all)"))
+        else:
+            rows.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows
+
+
+def _plain(text: str) -> str:
+    """Text that rich must not read as markup."""
+    return text.replace("[", "\\[")
