@@ -20,6 +20,8 @@ from tfrec.objectives import build_objective
 from tfrec.schema import Schema
 
 MODELS = {
+    "heterrec": "tfrec.models.heterrec:heterrec",
+    "hstu": "tfrec.models.hstu:hstu",
     "popularity": "tfrec.models.popularity:popularity",
     "sasrec": "tfrec.models.sasrec:sasrec",
 }

@@ -11,9 +11,11 @@ from keras import ops
 
 from tfrec.layers import Tensor
 from tfrec.layers.feature_embedding import FeatureEmbedding
+from tfrec.layers.hierarchical_causal_transformer import NEAR_ZERO
 from tfrec.layers.item_id_dropout import ItemIdDropout
 from tfrec.layers.item_table import ItemTable
 from tfrec.layers.item_tokens import ItemTokens
+from tfrec.layers.mlp import MLP
 from tfrec.layers.position_embedding import PositionEmbedding
 from tfrec.layers.time_gap_bias import time_gap_buckets
 from tfrec.schema import ITEM_ID, Feature, Schema
@@ -21,6 +23,9 @@ from tfrec.transforms import FIRST_VALUE
 
 UserFeatures: TypeAlias = Literal["prefix", "add", "none"]
 ItemFeatures: TypeAlias = Literal["all"] | tuple[str, ...]
+
+MAX_TABLE = 4096
+"""Values of a type at most for the token level to be scored against all of them."""
 
 
 def l2_normalize(x: Tensor) -> Tensor:
@@ -63,6 +68,8 @@ class ItemEmbedder(keras.layers.Layer):
         item_id_dropout: float. Probability of replacing an id by unknown in training; ids are all that an item has
             where no other feature is chosen, and then stay.
         projected_vectors: names. Features whose token is a linear map of the stored vector instead of an embedding.
+        concatenated: str or None. One token an item instead of one a feature, a dense layer over the features'
+            concatenated embeddings: `"plain"`, or `"residual"`, added to their sum and starting near 0.
 
     Input: items `(...)` int.
     Output: `(..., K, D)`.
@@ -77,14 +84,17 @@ class ItemEmbedder(keras.layers.Layer):
         item_features: ItemFeatures = "all",
         item_id_dropout: float = 0.0,
         projected_vectors: Sequence[str] = (),
+        concatenated: Literal["plain", "residual"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.concatenated = concatenated
         self.table = table
         self.embedding_dim = embedding_dim
         columns = schema.item_columns()
         features = chosen_features(schema, item_features)
-        self.token_names = [feature.name for feature in features]
+        self.feature_names = [feature.name for feature in features]
+        self.columns = [columns[name] for name in self.feature_names]
         self.projected_vectors = list(projected_vectors)
         self.specifications = [
             {
@@ -101,7 +111,7 @@ class ItemEmbedder(keras.layers.Layer):
     @property
     def num_tokens(self) -> int:
         """K."""
-        return len(self.token_names)
+        return 1 if self.concatenated else len(self.feature_names)
 
     def build(self, items_shape: Any = None) -> None:
         self.tokens = ItemTokens(self.specifications, self.embedding_dim, dtype=self.dtype_policy, name="tokens")
@@ -111,34 +121,52 @@ class ItemEmbedder(keras.layers.Layer):
             dense = keras.layers.Dense(self.embedding_dim, dtype=self.dtype_policy, name=f"{name}_projection")
             dense.build((None, (self.table.vector_dims or {})[name]))
             self.projections[name] = dense
+        if self.concatenated:
+            stddev = NEAR_ZERO if self.concatenated == "residual" else None
+            self.concatenation = MLP([], self.embedding_dim, output_stddev=stddev, name="concatenation")
+            self.concatenation.build((None, len(self.feature_names) * self.embedding_dim))
         self.built = True
 
     def call(self, items: Tensor, training: bool | None = None) -> Tensor:
         codes = self.id_dropout(self.table(items), training=training)
         tokens = self.tokens(codes)
-        if not self.projections:
+        if self.projections:
+            tokens = self._with_projections(items, tokens)
+        if not self.concatenated:
             return tokens
+        one = self.concatenation(ops.reshape(tokens, (*ops.shape(items), tokens.shape[-2] * tokens.shape[-1])))
+        if self.concatenated == "residual":
+            one = one + ops.sum(tokens, axis=-2)
+        return one[..., None, :]  # (..., 1, D)
+
+    def _with_projections(self, items: Tensor, tokens: Tensor) -> Tensor:
         embedded = iter(ops.unstack(tokens, num=len(self.specifications), axis=-2))
         valid = ops.cast(items != 0, tokens.dtype)[..., None]
         ordered = [
             self.projections[name](self.table.vectors(items, name)) * valid
             if name in self.projections
             else next(embedded)
-            for name in self.token_names
+            for name in self.feature_names
         ]
         return ops.stack(ordered, axis=-2)  # (..., K, D)
 
-    def code_tokens(self, name: str) -> Tensor | None:
-        """Tokens of every code of a feature, `(size, D)`; None for features of several codes or of vectors."""
-        feature = next((each for each in self.specifications if each["name"] == name), None)
-        if feature is None or feature["num_codes"] > 1:
-            return None
-        return self.tokens.embeddings[name](ops.arange(feature["table_sizes"][0], dtype="int32")[:, None])
+    def token_codes(self, items: Tensor) -> list[Tensor]:
+        """The codes that each of the K tokens is made of, each `(N, c)`."""
+        codes = self.table(items)
+        parts = [codes[:, columns] for columns in self.columns]
+        return [ops.concatenate(parts, axis=1)] if self.concatenated else parts
 
-    def codes(self, items: Tensor, name: str) -> Tensor:
-        """Codes of one feature of one code, `(...)` int32."""
-        start = next(each["start"] for each in self.specifications if each["name"] == name)
-        return self.table(items)[..., start]
+    def token_tables(self) -> list[Tensor | None]:
+        """The tokens of all codes of a type, `(values, D)`; None for types that are not made of one code."""
+        if self.concatenated:
+            return [None]
+        sizes = {each["name"]: each["table_sizes"][0] for each in self.specifications if each["num_codes"] == 1}
+        return [
+            self.tokens.embeddings[name](ops.arange(sizes[name], dtype="int32")[:, None])
+            if sizes.get(name, MAX_TABLE + 1) <= MAX_TABLE
+            else None
+            for name in self.feature_names
+        ]
 
 
 class EventContext(keras.layers.Layer):
@@ -273,14 +301,13 @@ class SequenceEncoder(keras.layers.Layer):
         x = x * self.embedding_dim**0.5
         if self.position is not None:
             x = x + self.position(x)
-        time_gap = time_gap_buckets(batch["query_time"], batch["time"]) if self.time_bias else None
+        time_gap = time_gaps(batch, self.context.prefix_length) if self.time_bias else None
 
         # Put the user in front
         mask = valid_mask
         if "prefix" in context:
             x = ops.concatenate([context["prefix"] * self.embedding_dim**0.5, x], axis=1)  # (B, 1 + L, D)
             mask = ops.pad(mask, ((0, 0), (1, 0)), constant_values=True)
-            time_gap = ops.pad(time_gap, ((0, 0), (1, 0), (1, 0))) if time_gap is not None else None
 
         # Encode
         x = self.input_dropout(x, training=training) * ops.cast(mask, x.dtype)[..., None]
@@ -314,9 +341,26 @@ class SumItemEncoder(keras.layers.Layer):
         return {"vector": l2_normalize(vector) if self.normalize else ops.cast(vector, "float32")}
 
 
+def time_gaps(batch: dict[str, Tensor], prefix_length: int) -> Tensor:
+    """Buckets `(B, L, L)` of the time between queries and keys; a prefix before the history is at no distance."""
+    buckets = time_gap_buckets(batch["query_time"], batch["time"])
+    return ops.pad(buckets, ((0, 0), (prefix_length, 0), (prefix_length, 0))) if prefix_length else buckets
+
+
+def has_time_bias(schema: Schema, time_bias: bool | None) -> bool:
+    """Whether a model has a time-gap bias; None = where the log has times.
+
+    Raises:
+        ValueError: it is asked for and the log has no times.
+    """
+    if time_bias and not schema.has_time:
+        raise ValueError("`time_bias` must be false or left out: the log has no times. Received: time_bias=True.")
+    return schema.has_time if time_bias is None else time_bias
+
+
 def embed_items(embedder: ItemEmbedder, items: Tensor, training: bool | None) -> Tensor:
     """Tokens `(N, K, D)` of items to be predicted; an item that has nothing but its id keeps it in training."""
-    return embedder(items, training=training if embedder.num_tokens > 1 else False)
+    return embedder(items, training=training if len(embedder.feature_names) > 1 else False)
 
 
 def finish_state(state: Tensor, valid_mask: Tensor, normalize: bool) -> Tensor:
@@ -336,6 +380,8 @@ __all__ = [
     "chosen_features",
     "embed_items",
     "finish_state",
+    "has_time_bias",
     "item_table",
     "l2_normalize",
+    "time_gaps",
 ]
