@@ -1,0 +1,50 @@
+"""The optimizer of a configuration: AdamW with warm-up, schedule, clipping and averaged weights."""
+
+import keras
+
+from tfrec.config import Training
+
+_NOT_DECAYED = ("embedding", "table", "bias", "gamma", "beta", "scale")
+
+
+def make_optimizer(training: Training, total_steps: int) -> keras.optimizers.Optimizer:
+    """AdamW as the `training:` section says.
+
+    Args:
+        training: the section.
+        total_steps: steps of all epochs, over which the cosine falls to 0.
+    """
+    return keras.optimizers.AdamW(
+        learning_rate=learning_rate(training, total_steps),
+        weight_decay=training.weight_decay,
+        beta_1=training.beta_1,
+        beta_2=training.beta_2,
+        global_clipnorm=training.clip_norm,
+        use_ema=training.ema is not None,
+        ema_momentum=training.ema if training.ema is not None else 0.99,
+    )
+
+
+def learning_rate(training: Training, total_steps: int) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """Linear warm-up from 1 / warmup_steps of the peak, then constant or a cosine to 0."""
+    peak, warmup = training.learning_rate, training.warmup_steps
+    if training.schedule == "constant" and not warmup:
+        return peak
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=peak / warmup if warmup else peak,
+        decay_steps=max(total_steps - warmup, 1),
+        alpha=0.0 if training.schedule == "cosine" else 1.0,  # the share of the peak that the cosine falls to
+        warmup_target=peak if warmup else None,
+        warmup_steps=warmup,
+    )
+
+
+def exclude_from_decay(optimizer: keras.optimizers.Optimizer, model: keras.Model) -> list[str]:
+    """Spares embeddings, biases and norms the weight decay; returns the paths of the weights that are decayed."""
+    decayed: list[keras.Variable] = []
+    spared: list[keras.Variable] = []
+    for variable in model.trainable_variables:
+        is_kernel = len(variable.shape) >= 2 and not any(word in variable.name for word in _NOT_DECAYED)
+        (decayed if is_kernel else spared).append(variable)
+    optimizer.exclude_from_weight_decay(var_list=spared)
+    return [variable.path for variable in decayed]
