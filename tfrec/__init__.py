@@ -13,7 +13,7 @@ def __getattr__(name: str) -> Any:
 
         return load_run
     if name == "recommend":
-        from tfrec.export import recommend
+        from tfrec.evaluation import recommend
 
         return recommend
     if name == "evaluate":
