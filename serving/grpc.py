@@ -39,12 +39,8 @@ def _answering(context: grpc.ServicerContext) -> Iterator[None]:
         yield
     except ServingError as error:
         context.abort(_CODES[error.code], error.short_message)
-    except DecodeError:
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The request cannot be parsed.")
-    except Exception as error:
-        if context.code() is not None:  # raised by `abort` itself
-            raise
-        _LOGGER.exception("%s", type(error).__name__)
+    except Exception:  # the last line of defence: the client gets no trace, the log does
+        _LOGGER.exception("gRPC")
         context.abort(grpc.StatusCode.INTERNAL, "Internal error")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from serving.signatures import Tensor
 from serving.status import Code, ServingError, invalid_argument
 
-MAX_DEPTH = 100
+MAX_DEPTH = 64  # of a NumPy array's dimensions; TensorFlow itself stops at 254
 _SHOWN_CHARACTERS = 256
 _INTEGERS = ("int32", "int16", "int8", "uint8", "uint16", "int64", "uint32", "uint64")
 _NUMPY_TYPES: dict[str, Any] = {name: np.dtype(name) for name in _INTEGERS}

@@ -13,7 +13,7 @@ from serving.signatures import DEFAULT_SIGNATURE, Arrays, Servable, Signature
 from serving.status import Code, ServingError, invalid_argument
 
 MAX_TENSOR_BYTES = 1 << 28
-_MAX_RANK = 254
+_MAX_RANK = 64  # of a NumPy array; TensorFlow itself stops at 254
 _STRING = 7
 
 # Number of a type in TensorProto -> (NumPy's type, the field that holds its values).
@@ -81,7 +81,9 @@ def _parsing_error(alias: str, reason: str) -> ServingError:
 def _shape(proto: Any, alias: str) -> tuple[int, ...]:
     shape = tuple(dimension.size for dimension in proto.dim)
     if proto.unknown_rank or len(shape) > _MAX_RANK or any(size < 0 for size in shape):
-        raise _parsing_error(alias, "its shape must be known, of at most 254 dimensions, none of them negative")
+        raise _parsing_error(
+            alias, f"its shape must be known, of at most {_MAX_RANK} dimensions, none of them negative"
+        )
     return shape
 
 
