@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from tfrec.objectives.item_softmax import ItemSoftmax, Tensor, masked_mean, pack_states
 from tfrec.objectives.packing import Batch, pack_positions
@@ -50,7 +51,7 @@ class FullSoftmax(keras.layers.Layer):
         """See the class."""
         state = pack_states(user["state"], batch["position"])
         vector = self._softmax.encode(items, batch)["vector"]
-        loss, _, _ = self._softmax(state, vector, batch, step=0, length=user["state"].shape[1])
+        loss, _, _ = self._softmax(state, vector, batch, step=0, length=ops.shape(user["state"])[1])
         return masked_mean(loss, batch["position_mask"][:, 0]), {}
 
     def get_config(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
+from keras import ops
 
 from tfrec.objectives.item_softmax import ItemSoftmax, Tensor, masked_mean, pack_states, sampling_options
 from tfrec.objectives.packing import Batch, pack_positions
@@ -76,7 +77,7 @@ class InBatchSoftmax(keras.layers.Layer):
         """See the class."""
         state = pack_states(user["state"], batch["position"])
         vector = self._softmax.encode(items, batch)["vector"]
-        loss, _, all_masked = self._softmax(state, vector, batch, step=0, length=user["state"].shape[1])
+        loss, _, all_masked = self._softmax(state, vector, batch, step=0, length=ops.shape(user["state"])[1])
         valid = batch["position_mask"][:, 0]
         return masked_mean(loss, valid), {"all_masked": masked_mean(all_masked, valid)}
 

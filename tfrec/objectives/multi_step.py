@@ -139,7 +139,7 @@ def step_losses(
         valid = mask[:, step]
         projected = projections(packed, step=step)
         loss, positive, all_masked = softmax(
-            projected, vector, batch, step=step, length=state.shape[1], temperature=temperature
+            projected, vector, batch, step=step, length=ops.shape(state)[1], temperature=temperature
         )
         masked.append(all_masked)
         if margin is not None and previous is not None:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
+from keras import ops
 
 from tfrec.objectives.item_softmax import ItemSoftmax, Tensor, check_choice, masked_mean, pack_states
 from tfrec.objectives.packing import Batch, pack_positions
@@ -70,7 +71,7 @@ class SampledSoftmax(keras.layers.Layer):
         """See the class."""
         state = pack_states(user["state"], batch["position"])
         vector = self._softmax.encode(items, batch)["vector"]
-        length = user["state"].shape[1]
+        length = ops.shape(user["state"])[1]
         loss, _, all_masked = self._softmax(state, vector, batch, step=0, length=length)
         valid = batch["position_mask"][:, 0]
         return masked_mean(loss, valid), {"all_masked": masked_mean(all_masked, valid)}
