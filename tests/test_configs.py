@@ -9,6 +9,8 @@ import yaml
 
 from beam_jobs.recipes import RECIPES
 from tfrec.config import load
+from tfrec.models import check_options, resolve
+from tfrec.objectives import build_objective
 
 FOLDER = Path(__file__).parents[1] / "configs"
 MODELS = ("heterrec", "sasrec", "hstu", "popularity")
@@ -33,6 +35,15 @@ def test_config_is_valid_and_named_after_model_and_data_set(path):
     assert config.data.out == f"datasets/{dataset}"
     assert config.data.recipe is None or config.data.recipe.name in RECIPES
     assert config.data.recipe is not None or config.data.events is not None
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_model_and_objective_have_the_options(path):
+    config = load(path)
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    assert check_options(resolve(config.model["name"]), config.model["name"], options) == options
+    if config.objective is not None:
+        assert build_objective(config.objective).get_config()["temperature"] == config.objective["temperature"]
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
