@@ -108,7 +108,7 @@ class ItemSoftmax:
             if valid is not None:
                 valid = ops.take(valid, batch["position"] // length, axis=0)
         else:
-            place = min(step, negative_row.shape[1] - 1)
+            place = 0 if self.kind == "per_position" else step
             negative_row = negative_row[:, place]
             negative = ops.einsum("pd,pnd->pn", state, ops.take(vector, negative_row, axis=0))
             valid = None if valid is None else valid[:, place]

@@ -1,0 +1,431 @@
+"""Judges a run on the full catalogue, exactly: every target's place among all items, with ties by expectation.
+
+What is judged is what is served: the last L events are encoded, the whole history counts as seen, a query without
+history is answered by training popularity. An unknown target is a miss, and counted.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from tfrec.columns import Catalogue
+from tfrec.data import Batch, Batches, Dataset
+from tfrec.errors import UserError
+from tfrec.manifest import write_json
+from tfrec.metrics import Difference, bootstrap_interval, mrr, ndcg_at_k, paired_bootstrap, recall_at_k
+from tfrec.runs import Run
+from tfrec.schema import Schema
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, write_arrays
+
+Array = NDArray[Any]
+
+EVALUATION = "evaluation.json"
+
+_ITEMS_AT_ONCE = 8192
+_SCORES_AT_ONCE = 1 << 24  # float32 scores of a block of queries: 64 MiB
+_SEED = 0
+_COLD_BELOW = (1, 5)
+_DECILES = 10
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where each query's target stands among all candidates; queries by user, then by place in the history."""
+
+    user: NDArray[np.int32]
+    """Row of the user in the histories, `(Q,)`."""
+    place: NDArray[np.int32]
+    """Number of events before the query, `(Q,)`."""
+    target: NDArray[np.int32]
+    """Item, `(Q,)`; 1 = unknown."""
+    better: NDArray[np.int32]
+    """Candidates with a higher score, `(Q,)`."""
+    equal: NDArray[np.int32]
+    """Other candidates with the same score, `(Q,)`."""
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Queries whose target is in the catalogue, `(Q,)`."""
+        known: NDArray[np.bool_] = self.target >= FIRST_VALUE
+        return known
+
+    def values(self, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+        """Each metric of each query, `(Q,)`; an unknown target is a miss."""
+        values = {f"recall@{k}": recall_at_k(self.better, self.equal, k) for k in ks}
+        values |= {f"ndcg@{k}": ndcg_at_k(self.better, self.equal, k) for k in ks}
+        values["mrr"] = mrr(self.better, self.equal)
+        return {name: value * self.known for name, value in values.items()}
+
+    def metrics(self, ks: Sequence[int]) -> dict[str, float]:
+        """The mean of each metric."""
+        return {name: float(value.mean()) for name, value in self.values(ks).items()}
+
+    def write(self, path: Path) -> None:
+        """Writes an .npz that `read` reads."""
+        write_arrays(path, dict(vars(self)))
+
+    @classmethod
+    def read(cls, path: Path) -> "Ranks":
+        """Reads what `write` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            return cls(**dict(file))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run is worth, and by which protocol that was measured."""
+
+    protocol: dict[str, Any]
+    metrics: dict[str, float]
+    confidence_intervals: dict[str, tuple[float, float]]
+    slices: dict[str, Any]
+    ranks: Ranks
+
+    def document(self) -> dict[str, Any]:
+        """What `evaluation.json` holds."""
+        names = ("protocol", "metrics", "confidence_intervals", "slices")
+        return {name: getattr(self, name) for name in names}
+
+    def write(self, directory: Path) -> None:
+        """Writes `evaluation.json`, and the ranks beside it, so that runs can be compared query by query."""
+        self.ranks.write(_ranks_file(Path(directory), self.protocol["split"]))
+        write_json(Path(directory) / EVALUATION, self.document())
+
+
+def evaluate(run: Run, split: Literal["test", "validation"] = "test") -> Evaluation:
+    """Ranks every query of a split over the full catalogue.
+
+    Args:
+        run: the run, as `tfrec.load_run` gives it.
+        split: which queries.
+
+    Raises:
+        UserError: the split has no queries, or seen items cannot be filtered because users repeat them.
+    """
+    settings, dataset = run.config.evaluation, run.dataset
+    check_filter_seen(dataset, filter_seen=settings.filter_seen)
+    queries = Batches(
+        run.schema,
+        dataset.histories(),
+        split,
+        history_length=run.model.history_length,
+        batch_size=settings.batch_size,
+        request_time=run.config.features.request_time,
+    )
+    if not len(queries):
+        raise UserError(f"{dataset.directory}: no {split} queries; look at `data.split` and `data.target_events`.")
+    catalogue = dataset.catalogue()
+    ranks = rank_queries(run.model, catalogue, queries, filter_seen=settings.filter_seen)
+    values = ranks.values(settings.ks)
+    intervals = bootstrap_interval(
+        np.stack(list(values.values()), axis=1), ranks.user, samples=settings.bootstrap_samples, seed=_SEED
+    )
+    protocol = {
+        "split": split,
+        "queries": len(ranks.user),
+        "users": len(np.unique(ranks.user)),
+        "unknown_targets": int((~ranks.known).sum()),
+        "empty_histories": int((ranks.place == 0).sum()),
+        "candidates": len(catalogue.train_count) - FIRST_VALUE,
+        "ks": list(settings.ks),
+        "filter_seen": settings.filter_seen,
+        "ties": "expectation",
+        "history_length": run.model.history_length,
+        "request_time": run.config.features.request_time,
+        "confidence_intervals": f"95 %, bootstrap over users, {settings.bootstrap_samples} samples",
+        "bootstrap_samples": settings.bootstrap_samples,
+        "model": run.config.model.get("name"),
+        "dataset": dataset.fingerprint,
+    }
+    return Evaluation(
+        protocol=protocol,
+        metrics={name: float(value.mean()) for name, value in values.items()},
+        confidence_intervals={name: (low, high) for name, (low, high) in zip(values, intervals, strict=True)},
+        slices=_slices(ranks, values, catalogue.train_count),
+        ranks=ranks,
+    )
+
+
+def check_filter_seen(dataset: Dataset, *, filter_seen: bool) -> None:
+    """Refuses to filter seen items where users repeat items: sparing the target alone would give it away.
+
+    Raises:
+        UserError: says which key to change.
+    """
+    if not filter_seen or dataset.schema.repeats == "first":
+        return
+    histories = dataset.histories()
+    item = histories.columns["item"].astype(np.int64)
+    user = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
+    pairs = (user * dataset.schema.num_items + item)[item >= FIRST_VALUE]
+    if len(np.unique(pairs)) < len(pairs):
+        raise UserError(
+            f"{dataset.directory}: users repeat items, so seen items cannot be filtered without giving the target "
+            "away; set `evaluation.filter_seen: false`, or `data.repeats: first` and run `tfrec preprocess` again."
+        )
+
+
+def rank_queries(model: Any, catalogue: Catalogue, batches: Iterable[Batch], *, filter_seen: bool) -> Ranks:
+    """Where the target of each query stands among all items.
+
+    Args:
+        model: with `encode_users(batch)` and `encode_items(items)`, whose dot product is the score.
+        catalogue: the items.
+        batches: of queries, as `tfrec.data.batches` gives them.
+        filter_seen: items of a query's history are no candidates, the target excepted.
+    """
+    items = encode_catalogue(model, len(catalogue.train_count))
+    popularity = catalogue.train_count[FIRST_VALUE:].astype(np.float32)
+    rows_at_once = max(_SCORES_AT_ONCE // len(items), 1)
+    parts: dict[str, list[Array]] = {name: [] for name in ("user", "place", "target", "better", "equal")}
+    most_rows = 0
+    for batch in batches:
+        most_rows = max(most_rows, len(batch["item"]))
+        users = _encode_users(model, batch, most_rows)
+        seen = batch["seen"] if filter_seen else np.zeros((len(users), 0), np.int32)
+        for start in range(0, len(users), rows_at_once):
+            part = slice(start, start + rows_at_once)
+            scores = users[part] @ items.T  # (rows, V - 2)
+            scores[~batch["item"][part].any(axis=1)] = popularity
+            better, equal = count_better(scores, batch["target"][part], seen[part])
+            parts["better"].append(better)
+            parts["equal"].append(equal)
+        parts["user"].append(batch["user"])
+        parts["place"].append((batch["seen"] != 0).sum(axis=1))
+        parts["target"].append(batch["target"])
+    found = {name: np.concatenate(arrays or [np.zeros(0)]).astype(np.int32) for name, arrays in parts.items()}
+    order = np.lexsort((found["place"], found["user"]))  # batches are bucketed by length, which no run need share
+    return Ranks(**{name: array[order] for name, array in found.items()})
+
+
+def count_better(scores: Array, target: Array, seen: Array) -> tuple[Array, Array]:
+    """How many candidates stand before each target, and how many others beside it, each `(B,)`.
+
+    Args:
+        scores: `(B, V - 2)`. Of all real items, item 2 first; changed in place. NaN stands before everything.
+        target: `(B,)`. Items; those below 2 have no place and get arbitrary numbers.
+        seen: `(B, S)`. Items that are no candidates, padded with 0; the target stays one.
+    """
+    rows = np.arange(len(scores))
+    column = np.maximum(target - FIRST_VALUE, 0)
+    own = scores[rows, column].copy()
+    seen_row, seen_column = np.nonzero(seen >= FIRST_VALUE)
+    scores[seen_row, seen[seen_row, seen_column] - FIRST_VALUE] = -np.inf
+    scores[rows, column] = own
+    not_better = np.count_nonzero(scores <= own[:, None], axis=1)
+    equal = np.count_nonzero(scores == own[:, None], axis=1) - 1
+    return scores.shape[1] - not_better, np.maximum(equal, 0)
+
+
+def encode_catalogue(model: Any, num_items: int) -> NDArray[np.float32]:
+    """The vectors of all real items, item 2 first, `(num_items - 2, D)`."""
+    ids = np.arange(FIRST_VALUE, num_items, dtype=np.int32)
+    at_once = min(_ITEMS_AT_ONCE, len(ids))
+    padded = np.concatenate([ids, np.zeros(-len(ids) % at_once, np.int32)]).reshape(-1, at_once)
+    vectors = [ops.convert_to_numpy(model.encode_items(chunk)) for chunk in padded]
+    return np.concatenate(vectors)[: len(ids)].astype(np.float32)
+
+
+def recommend(
+    run: Run,
+    history: Sequence[str],
+    *,
+    times: Sequence[int] | None = None,
+    event_types: Sequence[str] | None = None,
+    request_time: int | None = None,
+    k: int = 10,
+) -> list[tuple[str, float]]:
+    """The k best items for a raw history, best first, as an export of the run answers.
+
+    Args:
+        run: the run, as `tfrec.load_run` gives it.
+        history: raw item ids, oldest first unless `times` says otherwise; an unknown one stays as unknown.
+        times: Unix seconds of the events; left out, they are a minute apart and the last one is at `request_time`.
+        event_types: left out, every event is of unknown type.
+        request_time: Unix seconds of the request; left out, the last event's.
+        k: items at most.
+
+    Returns:
+        `(item_id, score)`; items of the history are left out. Without history: by training popularity, and the score
+        is the item's share of training events.
+    """
+    for name, given in (("times", times), ("event_types", event_types)):
+        if given is not None and len(given) != len(history):
+            raise ValueError(f"`{name}` must be as long as `history`. Received: {len(given)} and {len(history)}.")
+    catalogue = run.dataset.catalogue()
+    if not history:
+        scores = (catalogue.train_count[FIRST_VALUE:] / max(catalogue.train_count.sum(), 1)).astype(np.float32)
+        seen = np.zeros(0, np.int32)
+    else:
+        code_of = {item_id: code for code, item_id in enumerate(catalogue.item_ids[FIRST_VALUE:], FIRST_VALUE)}
+        seen = np.array([code_of.get(item_id, UNKNOWN) for item_id in history], np.int32)
+        batch = _request(run.schema, seen, times, event_types, request_time, run.model.history_length)
+        user = _encode_users(run.model, batch, 1)[0]
+        scores = encode_catalogue(run.model, len(catalogue.train_count)) @ user
+    candidates = np.setdiff1d(np.arange(FIRST_VALUE, len(catalogue.train_count)), seen)
+    best = candidates[np.argsort(-scores[candidates - FIRST_VALUE], kind="stable")[:k]]
+    return [(catalogue.item_ids[item], float(scores[item - FIRST_VALUE])) for item in best]
+
+
+def compare(first: Path, second: Path) -> dict[str, Difference]:
+    """Paired differences `first - second` of two evaluated runs, by metric.
+
+    Args:
+        first: run directory.
+        second: run directory.
+
+    Raises:
+        UserError: a run is not evaluated, or the two were measured by different protocols or on different queries.
+    """
+    protocols = [_read_protocol(Path(directory)) for directory in (first, second)]
+    for key in ("dataset", "split", "filter_seen"):
+        here, there = (protocol[key] for protocol in protocols)
+        if here != there:
+            raise UserError(f"{first} and {second}: cannot be compared, `{key}` is {here!r} and {there!r}.")
+    ranks = [_read_ranks(Path(directory), protocols[0]["split"]) for directory in (first, second)]
+    if any(not np.array_equal(getattr(ranks[0], name), getattr(ranks[1], name)) for name in ("user", "place")):
+        raise UserError(f"{first} and {second}: measured on different queries; run `tfrec evaluate` on both again.")
+    ks = [k for k in protocols[0]["ks"] if k in protocols[1]["ks"]]
+    values = [one.values(ks) for one in ranks]
+    left, right = (np.stack(list(each.values()), axis=1) for each in values)
+    samples = protocols[0]["bootstrap_samples"]
+    found = paired_bootstrap(left, right, ranks[0].user, samples=samples, seed=_SEED)
+    return dict(zip(values[0], found, strict=True))
+
+
+def _encode_users(model: Any, batch: Batch, rows: int) -> NDArray[np.float32]:
+    """The users' vectors `(B, D)`; the model sees at least `rows` rows, since a new shape is a new compilation."""
+    count = len(batch["item"])
+    missing = max(rows - count, 0)
+    known = {name: values for name, values in batch.items() if name not in ("seen", "target", "user")}
+    padded = {
+        name: np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) if missing else values
+        for name, values in known.items()
+    }
+    return ops.convert_to_numpy(model.encode_users(padded))[:count].astype(np.float32)
+
+
+def _slices(ranks: Ranks, values: Mapping[str, NDArray[np.float64]], train_count: NDArray[np.int64]) -> dict[str, Any]:
+    """The metrics of targets that are rare in training, and of each tenth of the training events by popularity."""
+    count = train_count[ranks.target]
+    decile = _popularity_decile(train_count)
+    target_decile = np.where(ranks.known, decile[ranks.target], 0)
+    items = np.bincount(decile[FIRST_VALUE:], minlength=_DECILES + 1)
+    return {
+        "cold_items": {
+            f"train_count<{limit}": _mean_where(values, ranks.known & (count < limit)) for limit in _COLD_BELOW
+        },
+        "popularity_decile": {
+            str(number): {"items": int(items[number]), **_mean_where(values, target_decile == number)}
+            for number in range(1, _DECILES + 1)
+        },
+    }
+
+
+def _popularity_decile(train_count: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of each item 1..10: the tenth of all training events that it falls into, the most popular items in 1."""
+    order = np.argsort(-train_count[FIRST_VALUE:], kind="stable") + FIRST_VALUE
+    before = np.cumsum(train_count[order]) - train_count[order]
+    decile = np.full(len(train_count), _DECILES)
+    decile[order] = np.minimum(before * _DECILES // max(int(train_count.sum()), 1) + 1, _DECILES)
+    return decile
+
+
+def _mean_where(values: Mapping[str, NDArray[np.float64]], chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    queries = int(chosen.sum())
+    means = {name: float(value[chosen].mean()) for name, value in values.items()} if queries else {}
+    return {"queries": queries, **means}
+
+
+def _request(
+    schema: Schema,
+    items: NDArray[np.int32],
+    times: Sequence[int] | None,
+    event_types: Sequence[str] | None,
+    request_time: int | None,
+    length: int,
+) -> Batch:
+    """One row `(1, L)` of the last events by time, as batches hold them; what nobody gave is unknown."""
+    count = len(items)
+    end = request_time if request_time is not None else schema.time_origin + 60 * count
+    given = np.array(times if times is not None else [end - 60 * (count - 1 - n) for n in range(count)], np.int64)
+    seconds = np.clip(given - schema.time_origin, 0, np.iinfo(np.int32).max).astype(np.int32)
+    order = np.argsort(given, kind="stable")[-length:] if schema.has_time else np.arange(count)[-length:]
+    row: dict[str, NDArray[Any]] = {"item": items[order]}
+    if schema.has_time:
+        row["time"] = seconds[order]
+    if schema.event_types:
+        code_of = {name: code for code, name in enumerate(schema.event_types, FIRST_VALUE)}
+        row["event_type"] = np.array([code_of.get(name, UNKNOWN) for name in event_types or [""] * count])[order]
+    if schema.has_sessions:
+        gap = schema.session_gap_seconds
+        begins = np.diff(seconds[order]) > gap if gap is not None else np.zeros(len(order) - 1, bool)
+        row["session"] = 1 + np.concatenate([[0], np.cumsum(begins)])
+    for feature in schema.side("event"):
+        row[f"event_{feature.name}"] = np.repeat(_missing(feature.num_codes, feature.multivalued), len(order), axis=0)
+    batch: Batch = {
+        name: np.pad(values, [(0, length - len(order))] + [(0, 0)] * (values.ndim - 1))[None].astype(np.int32)
+        for name, values in row.items()
+    }
+    for feature in schema.side("event"):
+        if feature.num_codes == 1:
+            batch[f"event_{feature.name}"] = batch[f"event_{feature.name}"][..., 0]
+    for feature in schema.side("user"):
+        codes = _missing(feature.num_codes, feature.multivalued)
+        batch[f"user_{feature.name}"] = codes[:, 0] if feature.num_codes == 1 else codes
+    if schema.has_time:
+        asked = seconds[order][-1] if request_time is None else max(request_time - schema.time_origin, 0)
+        batch["request_time"] = np.array([asked], np.int32)
+    return batch
+
+
+def _missing(num_codes: int, multivalued: bool) -> NDArray[np.int32]:
+    """The codes `(1, num_codes)` of a feature whose value is not known."""
+    codes = np.full((1, num_codes), UNKNOWN, np.int32)
+    if multivalued:
+        codes[:, 1:] = 0
+    return codes
+
+
+def _ranks_file(directory: Path, split: str) -> Path:
+    return directory / f"ranks_{split}.npz"
+
+
+def _read_protocol(directory: Path) -> dict[str, Any]:
+    path = directory / EVALUATION
+    try:
+        return dict(json.loads(path.read_text("utf-8"))["protocol"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; run `tfrec evaluate {directory}` first.") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"{path}: not an evaluation; run `tfrec evaluate {directory}` again.") from None
+
+
+def _read_ranks(directory: Path, split: str) -> Ranks:
+    path = _ranks_file(directory, split)
+    try:
+        return Ranks.read(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; run `tfrec evaluate {directory} --split {split}` first.") from None
+    except (ValueError, TypeError, OSError, EOFError) as error:
+        raise UserError(f"{path}: not readable ({error}); run `tfrec evaluate {directory}` again.") from None
+
+
+__all__ = [
+    "EVALUATION",
+    "Evaluation",
+    "Ranks",
+    "check_filter_seen",
+    "compare",
+    "count_better",
+    "encode_catalogue",
+    "evaluate",
+    "rank_queries",
+    "recommend",
+]

@@ -1,0 +1,157 @@
+"""Metrics of ranked targets under ties, their bootstrap intervals over users, and the effective rank of embeddings.
+
+A target's place is known up to ties: `better` candidates have a higher score, `equal` others the same one. All orders
+of equal scores are taken as equally likely, and each metric is its expected value.
+
+>>> import numpy as np
+>>> recall_at_k(np.array([0, 9, 10, 8]), np.array([0, 0, 0, 3]), 10)
+array([1. , 1. , 0. , 0.5])
+>>> mrr(np.array([0, 1]), np.array([0, 1])).round(4)  # 1/1, and (1/2 + 1/3) / 2
+array([1.    , 0.4167])
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_SAMPLES_AT_ONCE = 32
+
+
+class Interval(NamedTuple):
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A paired difference with its 95 % interval and two-sided p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def recall_at_k(better: Array, equal: Array, k: int) -> NDArray[np.float64]:
+    """The probability that the target is among the first k.
+
+    Args:
+        better: `(Q,)` int. Candidates with a higher score than the target.
+        equal: `(Q,)` int. Other candidates with the same score.
+        k: int. Cut-off.
+    """
+    return np.clip((k - better) / (equal + 1), 0.0, 1.0)
+
+
+def ndcg_at_k(better: Array, equal: Array, k: int) -> NDArray[np.float64]:
+    """The expected `1 / log2(1 + rank)` of the target where its rank is at most k, else 0.
+
+    Args:
+        better: `(Q,)` int. Candidates with a higher score than the target.
+        equal: `(Q,)` int. Other candidates with the same score.
+        k: int. Cut-off.
+    """
+    return _expected_gain(1 / np.log2(np.arange(1, k + 1) + 1), better, equal)
+
+
+def mrr(better: Array, equal: Array) -> NDArray[np.float64]:
+    """The expected `1 / rank` of the target.
+
+    Args:
+        better: `(Q,)` int. Candidates with a higher score than the target.
+        equal: `(Q,)` int. Other candidates with the same score.
+    """
+    longest = int(np.max(better + equal, initial=0)) + 1
+    return _expected_gain(1 / np.arange(1, longest + 1), better, equal)
+
+
+def bootstrap_interval(values: Array, users: Array, *, samples: int, seed: int) -> list[Interval]:
+    """95 % percentile intervals of means, users resampled with all their queries.
+
+    Args:
+        values: `(Q, M)` float. M metrics of each query.
+        users: `(Q,)` int. The user of each query.
+        samples: int. Resamples.
+        seed: int. Of the resampling.
+    """
+    means = _resampled_means(values, users, samples, seed)
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return [Interval(float(first), float(last)) for first, last in zip(low, high, strict=True)]
+
+
+def paired_bootstrap(first: Array, second: Array, users: Array, *, samples: int, seed: int) -> list[Difference]:
+    """`mean(first) - mean(second)` for the same queries, users resampled with all their queries.
+
+    Args:
+        first: `(Q, M)` float. M metrics of each query.
+        second: `(Q, M)` float. The same of another model.
+        users: `(Q,)` int. The user of each query.
+        samples: int. Resamples.
+        seed: int. Of the resampling.
+
+    Returns:
+        M differences. The p-value is twice the share of resamples on the less frequent side of 0, at least
+        `2 / (samples + 1)`, so that no finite sample claims certainty; 1 where nothing differs.
+    """
+    values = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    means = _resampled_means(values, users, samples, seed)
+    intervals = np.percentile(means, [2.5, 97.5], axis=0).T
+    tail = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0)) + 1
+    p_values = np.minimum(2 * tail / (samples + 1), 1.0)
+    found = zip(values.mean(axis=0), intervals, p_values, strict=True)
+    return [Difference(float(mean), float(low), float(high), float(p)) for mean, (low, high), p in found]
+
+
+def effective_rank(matrix: Array) -> float:
+    """Exponential of the entropy of the normalised singular values: how many directions a matrix uses.
+
+    Between 1 (all rows on one line) and the number of columns (all directions alike); 0 for a matrix of zeros.
+
+    Args:
+        matrix: `(N, D)` float. Embeddings, one a row.
+
+    Reference: Roy & Vetterli, 2007, "The effective rank".
+    """
+    singular = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+    total = singular.sum()
+    if total == 0:
+        return 0.0
+    share = singular[singular > 0] / total
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def _expected_gain(gain: Array, better: Array, equal: Array) -> NDArray[np.float64]:
+    """The mean of `gain[rank - 1]` over the ranks better + 1 .. better + equal + 1; 0 past the end of `gain`."""
+    total = np.concatenate([[0.0], np.cumsum(gain)])
+    last = np.minimum(np.asarray(better) + equal + 1, len(gain))
+    return (total[last] - total[np.minimum(better, len(gain))]) / (np.asarray(equal) + 1)
+
+
+def _resampled_means(values: Array, users: Array, samples: int, seed: int) -> NDArray[np.float64]:
+    """The means `(samples, M)` over queries, each of as many users as there are, drawn with replacement."""
+    _, row = np.unique(users, return_inverse=True)
+    count = np.bincount(row)
+    sums = np.stack([np.bincount(row, weights=column) for column in np.asarray(values, np.float64).T], axis=1)
+    rng = np.random.default_rng(seed)
+    means = []
+    for start in range(0, samples, _SAMPLES_AT_ONCE):
+        drawn = rng.integers(0, len(count), (min(_SAMPLES_AT_ONCE, samples - start), len(count)))
+        weight = np.stack([np.bincount(one, minlength=len(count)) for one in drawn]).astype(np.float64)
+        means.append(weight @ sums / (weight @ count)[:, None])
+    return np.concatenate(means)
+
+
+__all__ = [
+    "Difference",
+    "Interval",
+    "bootstrap_interval",
+    "effective_rank",
+    "mrr",
+    "ndcg_at_k",
+    "paired_bootstrap",
+    "recall_at_k",
+]
