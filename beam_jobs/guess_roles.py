@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from beam_jobs.samples import Sample
+from tfrec.config import suggest
 from tfrec.errors import UsageError
 
 _ROLES = {
@@ -94,9 +95,10 @@ def guess_roles(samples: Sequence[Sample], named: Mapping[str, str]) -> list[Log
         named: role -> column that the user knows.
 
     Raises:
-        UsageError: no file has users, items and a time or an order.
+        UsageError: no file has users, items and a time or an order; a role or column that is not there.
     """
     logs = [Log(sample) for sample in samples]
+    _check_named(logs, named)
     for log in logs:
         for role, column in named.items():
             if column in log.frame.columns:
@@ -112,6 +114,16 @@ def guess_roles(samples: Sequence[Sample], named: Mapping[str, str]) -> list[Log
     for log in logs:
         log.roles = {role: found for role, found in log.roles.items() if role in _ROLES[log.kind]}
     return logs
+
+
+def _check_named(logs: Sequence[Log], named: Mapping[str, str]) -> None:
+    roles = sorted({role for known in _ROLES.values() for role in known})
+    columns = sorted({column for log in logs for column in log.frame.columns})
+    for role, column in named.items():
+        if role not in roles:
+            raise UsageError(f"--column {role}={column}: no such role; {suggest(role, roles)}")
+        if column not in columns:
+            raise UsageError(f"--column {role}={column}: no file has that column; {suggest(column, columns)}")
 
 
 def snake(name: str) -> str:

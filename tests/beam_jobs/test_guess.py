@@ -202,6 +202,14 @@ def test_named_roles_win(tmp_path, random):
     assert "# as you said" in text
 
 
+def test_named_roles_and_columns_must_be_there(tmp_path, random):
+    make_events(random).write_csv(tmp_path / "log.csv")
+    with pytest.raises(UsageError, match="--column user=a: no such role; did you mean `user_id`"):
+        guess_config([tmp_path / "log.csv"], {"user": "a"})
+    with pytest.raises(UsageError, match="--column user_id=user_ids: no file has that column; did you mean `user_id`"):
+        guess_config([tmp_path / "log.csv"], {"user_id": "user_ids"})
+
+
 def test_every_guess_is_a_yaml_document_with_reasons(tmp_path, random):
     make_events(random).write_csv(tmp_path / "log: odd #name.csv")
     text = guess_config([tmp_path / "log: odd #name.csv"], name="odd: name")
