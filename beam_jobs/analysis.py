@@ -1,0 +1,230 @@
+"""What is fitted on the training split and the catalogue: in one place, from sorted parts: equal bytes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from beam_jobs import encoders, quantizers
+from beam_jobs.arranging import ITEM_IDS
+from beam_jobs.encoding import as_array, stack_vectors
+from beam_jobs.hashing import hash_ids
+from beam_jobs.staging import all_item_ids, positions
+from tfrec.config import Config, FeatureConfig, ItemIds
+from tfrec.errors import UserError
+from tfrec.schema import ITEM_ID, Feature, Side
+from tfrec.transforms import (
+    FIRST_VALUE,
+    UNKNOWN,
+    Bins,
+    GroupQuantiles,
+    TfidfSvd,
+    Vocabulary,
+    write_arrays,
+    write_values,
+)
+
+ITEM_CODES, MISSING_ITEMS = "item_codes.npy", "99999.arrow"
+
+
+@dataclass
+class Fitted:
+    """What came out of the fits."""
+
+    features: tuple[Feature, ...]
+    event_types: tuple[str, ...]
+    train_count: NDArray[np.int64]
+    """`(num_items,)` training events of each item code."""
+    quality: dict[str, Any]
+    """Of each quantised feature, for the statistics."""
+
+
+def fit(staging: Path, directory: Path, config: Config) -> Fitted:
+    """Fits everything and writes vocabularies and artefacts below `directory`, the codes of items to `staging`."""
+    ids, train_count = fit_item_ids(staging, config.features.item_id)
+    item_id = Feature(
+        name=ITEM_ID,
+        side="item",
+        kind="categorical",
+        column=ITEM_ID,
+        transform=_write_vocabulary(directory, ITEM_ID, ids),
+    )
+    quality: dict[str, Any] = {}
+    features = [item_id]
+    for feature in config.features.items:
+        features.append(fit_item_feature(staging, directory, feature, config.features.fit_sample, quality))
+    for side, settings in (("user", config.features.users), ("event", config.features.events)):
+        for feature in settings:
+            parts = read_parts(staging, f"{side}_{feature.name}")
+            features.append(_fit_from_parts(directory, feature, side, parts, config.features.fit_sample))  # type: ignore[arg-type]  # a Side
+    types = rank_values(read_parts(staging, "event_type"), 1, 1_000_000)
+    return Fitted(tuple(features), tuple(types), train_count, quality)
+
+
+def read_parts(staging: Path, name: str) -> pl.DataFrame:
+    """The parts of one name that the buckets left, one below the other; without rows and columns where none did."""
+    paths = sorted((staging / "parts").glob(f"*/{name}.arrow"))
+    return pl.concat([pl.read_ipc(path) for path in paths]) if paths else pl.DataFrame()
+
+
+def rank_values(counts: pl.DataFrame, min_count: int, max_size: int) -> list[str]:
+    """Values by falling count, ties by value, from parts of (value, count)."""
+    if counts.is_empty():
+        return []
+    total = counts.group_by("value").agg(pl.sum("count")).filter(pl.col("count") >= min_count)
+    return total.sort(["count", "value"], descending=[True, False])["value"].head(max_size).to_list()
+
+
+def quantile_bins(values: NDArray[np.float64], bins: int) -> Bins:
+    """Boundaries at the quantiles 1/bins, 2/bins, ... of the values; equal ones are one."""
+    if len(values) == 0:
+        return Bins(boundaries=())
+    boundaries = np.unique(np.quantile(values, np.arange(1, bins) / bins))
+    return Bins(boundaries=tuple(boundaries.tolist()))
+
+
+def fit_item_ids(staging: Path, settings: ItemIds) -> tuple[pl.Series, NDArray[np.int64]]:
+    """The catalogue by falling training count, ties by id, and the count of each code.
+
+    Writes `ITEM_CODES`, the code of each of all item ids, and `MISSING_ITEMS`, the ids without a row in the catalogue.
+    """
+    ids = all_item_ids(staging / ITEM_IDS)
+    parts = read_parts(staging, "item")
+    counts = np.bincount(parts["item"], weights=parts["train_count"], minlength=len(ids)).astype(np.int64)
+    seen, listed = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.bool_)
+    seen[parts["item"].to_numpy()] = True
+    for path in item_buckets(staging):
+        listed[positions(pl.read_ipc(path, columns=["item_id"])["item_id"], ids).to_numpy()] = True
+    chosen = np.flatnonzero((seen | listed) & (counts >= settings.min_count))
+    chosen = chosen[np.argsort(-counts[chosen], kind="stable")][: settings.max_size]
+    if len(chosen) == 0:
+        raise UserError("`features.item_id.min_count`: no item has so many training events; lower it.")
+    codes = np.full(len(ids), UNKNOWN, np.int32)
+    codes[chosen] = np.arange(len(chosen), dtype=np.int32) + FIRST_VALUE
+    np.save(staging / ITEM_CODES, codes)
+    missing = ids.filter((codes >= FIRST_VALUE) & ~listed)
+    (staging / "items").mkdir(exist_ok=True)
+    missing.to_frame("item_id").write_ipc(staging / "items" / MISSING_ITEMS)
+    return ids.gather(chosen), np.concatenate([[0, 0], counts[chosen]]).astype(np.int64)
+
+
+def item_buckets(staging: Path) -> list[Path]:
+    """The buckets of the items file."""
+    return [path for path in sorted((staging / "items").glob("[0-9]*.arrow")) if path.name != MISSING_ITEMS]
+
+
+def read_item_column(staging: Path, name: str) -> Iterable[pl.DataFrame]:
+    """`item_id` and one column of the items of the catalogue, bucket by bucket."""
+    ids, codes = all_item_ids(staging / ITEM_IDS), np.load(staging / ITEM_CODES)
+    for path in item_buckets(staging):
+        frame = pl.read_ipc(path, columns=["item_id", name])
+        yield frame.filter(codes[positions(frame["item_id"], ids).to_numpy()] >= FIRST_VALUE)
+
+
+def fit_item_feature(
+    staging: Path, directory: Path, feature: FeatureConfig, sample: int, quality: dict[str, Any]
+) -> Feature:
+    """Fits one feature of the catalogue, every item counting once."""
+    name = f"item_{feature.name}"
+    if feature.kind == "categorical":
+        return _fit_from_parts(directory, feature, "item", pl.concat(_count_values(staging, name)), sample)
+    known = (frame.drop_nulls(name) for frame in read_item_column(staging, name))
+    samples = [sample_by_hash_and_id(frame, name, sample) for frame in known]
+    values = pl.concat(samples).sort("hash", "item_id").head(sample)[name]
+    if feature.kind == "numerical":
+        return _feature(feature, "item", quantile_bins(as_array(values), feature.bins))
+    return _fit_vectors(directory, feature, values, quality)
+
+
+def sample_by_hash_and_id(frame: pl.DataFrame, name: str, size: int) -> pl.DataFrame:
+    """The rows whose ids have the smallest hashes."""
+    return (
+        frame.with_columns(pl.Series("hash", hash_ids(frame["item_id"])))
+        .sort("hash", "item_id")
+        .head(size)
+        .select("hash", "item_id", name)
+    )
+
+
+def _count_values(staging: Path, name: str) -> list[pl.DataFrame]:
+    parts = [pl.DataFrame(schema={"value": pl.String, "count": pl.Int64})]
+    for frame in read_item_column(staging, name):
+        values = frame[name]
+        if isinstance(values.dtype, pl.List):
+            values = values.explode(empty_as_null=False, keep_nulls=False)
+        counts = values.drop_nulls().value_counts(name="count")
+        parts.append(counts.select(pl.col(name).alias("value"), pl.col("count").cast(pl.Int64)))
+    return parts
+
+
+def _fit_from_parts(directory: Path, feature: FeatureConfig, side: Side, parts: pl.DataFrame, sample: int) -> Feature:
+    if feature.kind == "categorical":
+        values = rank_values(parts, feature.min_count, feature.max_size)
+        return _feature(feature, side, _write_vocabulary(directory, feature.name, values))
+    chosen = parts.sort("hash", "value")["value"].head(sample) if len(parts) else pl.Series([], dtype=pl.Float64)
+    return _feature(feature, side, quantile_bins(as_array(chosen), feature.bins))
+
+
+def _fit_vectors(directory: Path, feature: FeatureConfig, values: pl.Series, quality: dict[str, Any]) -> Feature:
+    encoder = None
+    if len(values) == 0:
+        raise UserError(f"`features.items` {feature.name}: no item of the catalogue has a value.")
+    if feature.kind == "text":
+        encoder = _fit_encoder(directory, feature, values.to_list())
+        vectors = encoder.encode(values.to_list(), directory)
+    else:
+        vectors = stack_vectors(values, feature.dim)
+    vectors = vectors[~np.isnan(vectors).any(axis=1)]
+    if len(vectors) == 0:
+        raise UserError(f"`features.items` {feature.name}: no item has a text with a word that occurs twice.")
+    fitted = quantizers.fit_group_quantiles(vectors, feature)
+    transform = GroupQuantiles(
+        file=f"artifacts/{feature.name}.npz",
+        groups=feature.groups,
+        dims_per_group=feature.dims_per_group,
+        quantiles=feature.quantiles,
+        input_dim=feature.dim,
+    )
+    write_arrays(directory / transform.file, fitted)
+    quality[feature.name] = quantizers.quality(transform.encode(vectors, directory), vectors, transform, fitted)
+    return _feature(feature, "item", transform, encoder)
+
+
+def _fit_encoder(directory: Path, feature: FeatureConfig, texts: list[str]) -> TfidfSvd:
+    words, arrays = encoders.fit_tfidf_svd(texts, feature.dim)
+    encoder = TfidfSvd(
+        vocabulary=f"vocabularies/{feature.name}.words.txt", file=f"artifacts/{feature.name}.words.npz", dim=feature.dim
+    )
+    write_values(directory / encoder.vocabulary, words)
+    write_arrays(directory / encoder.file, arrays)
+    return encoder
+
+
+def _write_vocabulary(directory: Path, name: str, values: pl.Series | list[str]) -> Vocabulary:
+    file = f"vocabularies/{name}.txt"
+    write_values(directory / file, list(values))
+    return Vocabulary(file=file, size=len(values) + FIRST_VALUE)
+
+
+def _feature(
+    feature: FeatureConfig, side: Side, transform: Vocabulary | Bins | GroupQuantiles, encoder: TfidfSvd | None = None
+) -> Feature:
+    num_codes = feature.max_values if feature.multivalued else 1
+    if isinstance(transform, GroupQuantiles):
+        num_codes = transform.groups
+    return Feature(
+        name=feature.name,
+        side=side,
+        kind=feature.kind,
+        column=feature.column or feature.name,
+        transform=transform,
+        multivalued=feature.multivalued,
+        separator=feature.separator,
+        num_codes=num_codes,
+        encoder=encoder,
+        keep_vectors=feature.keep_vectors,
+    )

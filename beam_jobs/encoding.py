@@ -1,0 +1,68 @@
+"""Fitted transforms applied to whole columns: the codes that `tfrec.transforms` gives value by value."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from beam_jobs.staging import Table, positions
+from tfrec.schema import Feature
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, Bins, Codes, GroupQuantiles, Vectors, Vocabulary
+
+
+def encode_column(table: Table, name: str, feature: Feature, directory: Path) -> Codes:
+    """Codes `(N, num_codes)` of the column that holds a feature's raw values."""
+    transform = feature.transform
+    if isinstance(transform, Vocabulary):
+        codes = code_map(table.texts[name], transform, directory)
+        if feature.multivalued:
+            return _pad(table.rows[name], codes, feature.num_codes)
+        return codes[table.codes(name)][:, None]
+    if isinstance(transform, Bins):
+        return transform.encode(as_array(table.rows[name]), directory)[:, None]
+    return transform.encode(vectors_of(table, name, feature, directory), directory)
+
+
+def vectors_of(table: Table, name: str, feature: Feature, directory: Path) -> Vectors:
+    """Vectors `(N, d)` of a text or multimodal feature; NaN where a row has none."""
+    assert isinstance(feature.transform, GroupQuantiles), "Vectors are quantised by groups."
+    if feature.encoder is not None:
+        return feature.encoder.encode(texts_of(table, name), directory)
+    return stack_vectors(table.rows[name], feature.transform.input_dim)
+
+
+def texts_of(table: Table, name: str) -> list[str | None]:
+    """A column of texts."""
+    return table.texts[name].gather(table.rows[name]).to_list()
+
+
+def stack_vectors(lists: pl.Series, dim: int) -> Vectors:
+    """Lists of `dim` numbers as an array; a null list is a row of NaN."""
+    vectors = np.full((len(lists), dim), np.nan, np.float32)
+    known = lists.is_not_null()
+    vectors[known.to_numpy()] = lists.filter(known).explode().to_numpy().reshape(-1, dim)
+    return vectors
+
+
+def code_map(texts: pl.Series, vocabulary: Vocabulary, directory: Path) -> Codes:
+    """The code of each text, and at the end (place -1) that of a missing one."""
+    values = pl.Series(vocabulary.read(directory), dtype=pl.String)
+    codes = positions(texts, values).cast(pl.Int32) + FIRST_VALUE
+    return np.append(codes.fill_null(UNKNOWN).to_numpy(), UNKNOWN).astype(np.int32)
+
+
+def as_array(values: pl.Series) -> NDArray[np.float64]:
+    """Numbers with NaN for null."""
+    return values.cast(pl.Float64).fill_null(np.nan).to_numpy()
+
+
+def _pad(lists: pl.Series, codes: Codes, width: int) -> Codes:
+    lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+    flat = lists.explode(empty_as_null=False, keep_nulls=False).to_numpy()
+    row = np.repeat(np.arange(len(lists)), lengths)
+    place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    padded = np.zeros((len(lists), width), np.int32)
+    padded[row, place] = codes[flat]
+    padded[lengths == 0, 0] = UNKNOWN
+    return padded

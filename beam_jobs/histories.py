@@ -1,0 +1,135 @@
+"""The third pipeline, second half: histories as TFRecords, one tf.train.Example a user, one file a bucket of users."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from beam_jobs.analysis import ITEM_CODES
+from beam_jobs.encoding import encode_column
+from beam_jobs.examples import Column, encode_examples, write_records
+from beam_jobs.parts import Arranged
+from beam_jobs.splits import row_starts
+from beam_jobs.staging import Table, bucket_name, positions
+from tfrec.schema import Schema
+from tfrec.transforms import FIRST_VALUE, UNKNOWN
+
+
+@dataclass(frozen=True)
+class HistoryFiles:
+    """What the writing of histories needs to know."""
+
+    staging: Path
+    directory: Path
+    schema: Schema
+    num_files: int
+
+    def path(self, bucket: int) -> Path:
+        """Where the file of a bucket lies."""
+        return self.directory / "histories" / f"histories-{bucket:05d}-of-{self.num_files:05d}.tfrecord"
+
+
+def history_columns(
+    arranged: Arranged, item_codes: NDArray[np.int32], schema: Schema, directory: Path
+) -> dict[str, Column]:
+    """The features of a bucket's Examples: user by user, events in order."""
+    events, users = arranged.events, arranged.users
+    starts = row_starts(events.rows["user"].to_numpy().astype(np.int64), len(users.rows))
+    columns = {"user_id": Column.texts([value.encode() for value in users.rows["user_id"]])}
+    values: dict[str, NDArray[Any]] = {
+        "item": item_codes[events.rows["item"].to_numpy()],
+        "split": events.rows["split"].to_numpy(),
+    }
+    if schema.has_time:
+        values["time"] = events.rows["seconds"].to_numpy() - schema.time_origin
+    if schema.has_sessions:
+        values["session"] = events.rows["session"].to_numpy()
+    if "event_type" in events.rows.columns:
+        values["event_type"] = _event_type_codes(events, schema)
+    values.update({name: events.rows[name].to_numpy() for name in events.rows.columns if name.startswith("label_")})
+    columns.update({name: Column(array, starts) for name, array in values.items()})
+    for feature in schema.side("event"):
+        codes = encode_column(events, f"event_{feature.name}", feature, directory)
+        columns[f"event_{feature.name}"] = Column(codes.reshape(-1), starts * feature.num_codes)
+    for feature in schema.side("user"):
+        columns[f"user_{feature.name}"] = Column.fixed(encode_column(users, f"user_{feature.name}", feature, directory))
+    if schema.has_impressions:
+        columns.update(_impression_columns(arranged, item_codes, schema))
+    return columns
+
+
+def _event_type_codes(events: Table, schema: Schema) -> NDArray[np.int32]:
+    known = positions(events.texts["event_type"], pl.Series(schema.event_types, dtype=pl.String))
+    codes = (known.cast(pl.Int32) + FIRST_VALUE).fill_null(UNKNOWN).to_numpy()
+    return np.append(codes, UNKNOWN).astype(np.int32)[events.codes("event_type")]
+
+
+def _impression_columns(arranged: Arranged, item_codes: NDArray[np.int32], schema: Schema) -> dict[str, Column]:
+    table = arranged.impressions
+    assert table is not None, "The schema says that there are impressions."
+    rows = table.rows
+    starts = row_starts(rows["user"].to_numpy(), len(arranged.users.rows))
+    values: dict[str, NDArray[Any]] = {
+        "item": item_codes[rows["item"].to_numpy()],
+        "time": rows["seconds"].to_numpy() - schema.time_origin,
+        "split": rows["split"].to_numpy(),
+        "history": rows["history"].to_numpy(),
+    }
+    values.update({name: rows[name].to_numpy() for name in rows.columns if name.startswith("label_")})
+    if "position" in rows.columns:
+        values["position"] = rows["position"].fill_null(-1).to_numpy()
+    if "request" in rows.columns:
+        values["request"] = number_requests(rows["user"].to_numpy(), table.codes("request"))
+    return {f"impression_{name}": Column(array, starts) for name, array in values.items()}
+
+
+def number_requests(user: NDArray[np.int64], request: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Requests of each user numbered 1, 2, ... by first appearance; 0 where an impression has none."""
+    frame = pl.DataFrame({"user": user, "request": request}).with_row_index()
+    known = frame.filter(pl.col("request") >= 0)
+    first = known.group_by("user", "request").agg(pl.min("index").alias("first"))
+    numbered = first.with_columns(pl.col("first").rank("ordinal").over("user").alias("number").cast(pl.Int64))
+    joined = frame.join(numbered, on=["user", "request"], how="left", maintain_order="left")
+    return joined["number"].fill_null(0).to_numpy()
+
+
+def write_bucket(bucket: int, files: HistoryFiles) -> tuple[Path, int]:
+    """Writes the file of one bucket (empty where no user falls in it) and returns it with its number of records."""
+    path, folder = files.path(bucket), files.staging / "arranged" / bucket_name(bucket)
+    if not folder.exists():
+        path.touch()
+        return path, 0
+    arranged = Arranged.read(folder)
+    item_codes = np.load(files.staging / ITEM_CODES)
+    write_records(path, *encode_examples(history_columns(arranged, item_codes, files.schema, files.directory)))
+    return path, len(arranged.users.rows)
+
+
+class _WriteHistories(beam.DoFn):
+    def __init__(self, files: HistoryFiles) -> None:
+        self.files = files
+
+    def process(self, bucket: int) -> Iterator[tuple[str, int]]:
+        path, records = write_bucket(bucket, self.files)
+        yield path.relative_to(self.files.directory).as_posix(), records
+
+
+@dataclass
+class WriteHistories(beam.PTransform[Any, Any]):
+    """Pipeline → PCollection[(file, records)]: codes the arranged buckets and writes histories/."""
+
+    files: HistoryFiles
+
+    def expand(self, pipeline: Any) -> Any:
+        """Wires the writing of each bucket."""
+        return (
+            pipeline
+            | "List buckets" >> beam.Create(range(self.files.num_files))
+            | "Spread buckets" >> beam.Reshuffle()
+            | "Write histories" >> beam.ParDo(_WriteHistories(self.files))
+        )

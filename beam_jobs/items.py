@@ -1,0 +1,152 @@
+"""The third pipeline, first half: the catalogue as TFRecords, one tf.train.Example an item, in code order."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import polars as pl
+
+from beam_jobs.analysis import ITEM_CODES, MISSING_ITEMS, item_buckets
+from beam_jobs.arranging import ITEM_IDS
+from beam_jobs.encoding import encode_column, vectors_of
+from beam_jobs.examples import Column, encode_examples, write_records
+from beam_jobs.plan import LogPlan
+from beam_jobs.sources import as_bytes, from_bytes
+from beam_jobs.staging import all_item_ids, encode_texts, positions
+from tfrec.schema import ITEM_ID, Feature
+from tfrec.transforms import FIRST_VALUE, GroupQuantiles
+
+ITEMS_A_FILE = 50_000
+
+
+@dataclass(frozen=True)
+class ItemFiles:
+    """What the writing of items needs to know."""
+
+    staging: Path
+    directory: Path
+    features: tuple[Feature, ...]
+    """The item features, the id first."""
+    display: tuple[str, ...]
+    num_files: int
+
+    def path(self, file: int) -> Path:
+        """Where a file lies."""
+        return self.directory / "items" / f"items-{file:05d}-of-{self.num_files:05d}.tfrecord"
+
+
+def count_files(num_items: int) -> int:
+    """Number of item files, from the size of the catalogue alone."""
+    return max(1, -(-num_items // ITEMS_A_FILE))
+
+
+def encode_bucket(frame: pl.DataFrame, files: ItemFiles) -> pl.DataFrame:
+    """Codes, display texts and vectors of a bucket's items; those outside the catalogue are left out."""
+    ids = all_item_ids(files.staging / ITEM_IDS)
+    item = np.load(files.staging / ITEM_CODES)[positions(frame["item_id"], ids).to_numpy()]
+    frame = frame.with_columns(pl.Series("item", item)).filter(pl.col("item") >= FIRST_VALUE)
+    table = encode_texts(frame)
+    columns = [frame["item_id"], frame["item"]]
+    for feature in files.features:
+        if feature.name == ITEM_ID:
+            continue
+        name = f"item_{feature.name}"
+        codes = encode_column(table, name, feature, files.directory)
+        columns.append(pl.Series(name, codes, dtype=pl.Array(pl.Int32, feature.num_codes)))
+        if feature.keep_vectors and isinstance(feature.transform, GroupQuantiles):
+            vectors = vectors_of(table, name, feature, files.directory)
+            columns.append(pl.Series(f"vector_{feature.name}", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])))
+    columns.extend(frame[f"display_{field}"].fill_null("") for field in files.display)
+    return pl.DataFrame(columns)
+
+
+def item_examples(frame: pl.DataFrame, train_count: np.ndarray[Any, Any]) -> dict[str, Column]:
+    """The features of the Examples of some items, which stand in the order of their codes.
+
+    A vector that an item does not have is a row of NaN.
+    """
+    columns = {
+        "item_id": Column.texts([value.encode() for value in frame["item_id"]]),
+        "item": Column.fixed(frame["item"].to_numpy()),
+        "train_count": Column.fixed(train_count),
+    }
+    for series in frame:
+        if isinstance(series.dtype, pl.Array):
+            columns[series.name] = Column.fixed(series.to_numpy().reshape(len(frame), -1))
+        elif series.name.startswith("display_"):
+            columns[series.name] = Column.texts([value.encode() for value in series])
+    return columns
+
+
+def item_sources(staging: Path) -> list[Path]:
+    """The staged buckets: of the items file, and of the ids that events alone name."""
+    return [*item_buckets(staging), staging / "items" / MISSING_ITEMS]
+
+
+def stored_items(staging: Path, plan: LogPlan) -> dict[tuple[str, ...], int]:
+    """What becomes of the accepted rows of the items file: in the catalogue or, by `features.item_id`, not."""
+    ids, codes = all_item_ids(staging / ITEM_IDS), np.load(staging / ITEM_CODES)
+    counts: dict[tuple[str, ...], int] = {}
+    for path in item_buckets(staging):
+        frame = pl.read_ipc(path, columns=["item_id", "file", "_accepted"])
+        stored = codes[positions(frame["item_id"], ids).to_numpy()] >= FIRST_VALUE
+        rows = frame.with_columns(pl.Series("stored", stored)).filter("_accepted").group_by("file", "stored").len()
+        for file, kept, count in rows.iter_rows():
+            outcome = ("stored", "") if kept else ("filtered", "features.item_id")
+            key = ("items", plan.file_names[file], *outcome)
+            counts[key] = counts.get(key, 0) + count
+    return counts
+
+
+class _EncodeItems(beam.DoFn):
+    def __init__(self, files: ItemFiles, plan: LogPlan | None) -> None:
+        self.files, self.plan = files, plan
+
+    def process(self, path: Path) -> Iterator[tuple[int, bytes]]:
+        frame = pl.read_ipc(path)
+        types: dict[str, Any] = {"number": pl.Float64, "texts": pl.List(pl.String), "vector": pl.List(pl.Float32)}
+        for field in self.plan.fields if self.plan else ():
+            if field.name not in frame.columns:
+                frame = frame.with_columns(pl.lit(None, types.get(field.kind, pl.String)).alias(field.name))
+        if len(frame):
+            encoded = encode_bucket(frame, self.files)
+            file = pl.Series("_file", (encoded["item"].to_numpy() - FIRST_VALUE) // ITEMS_A_FILE)
+            parts = encoded.with_columns(file).partition_by("_file", as_dict=True, include_key=False)
+            for (number,), part in parts.items():
+                yield int(number), as_bytes(part)
+
+
+class _WriteItems(beam.DoFn):
+    def __init__(self, files: ItemFiles, train_count: np.ndarray[Any, Any]) -> None:
+        self.files, self.train_count = files, train_count
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[str, int]]:
+        file, parts = element
+        frame = pl.concat([from_bytes(part) for part in parts]).sort("item")
+        path = self.files.path(file)
+        counts = self.train_count[frame["item"].to_numpy()]
+        write_records(path, *encode_examples(item_examples(frame, counts)))
+        yield path.relative_to(self.files.directory).as_posix(), len(frame)
+
+
+@dataclass
+class WriteItems(beam.PTransform[Any, Any]):
+    """Pipeline → PCollection[(file, records)]: encodes the staged items and writes items/, sorted by code."""
+
+    files: ItemFiles
+    plan: LogPlan | None
+    train_count: np.ndarray[Any, Any]
+
+    def expand(self, pipeline: Any) -> Any:
+        """Wires encoding, shuffling by code, and writing."""
+        return (
+            pipeline
+            | "List items" >> beam.Create(item_sources(self.files.staging))
+            | "Spread items" >> beam.Reshuffle()
+            | "Encode items" >> beam.ParDo(_EncodeItems(self.files, self.plan))
+            | "Gather items" >> beam.GroupByKey()
+            | "Write items" >> beam.ParDo(_WriteItems(self.files, self.train_count))
+        )

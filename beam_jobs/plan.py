@@ -1,0 +1,214 @@
+"""What a job does with which columns: the configuration checked against the logs that were found."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from beam_jobs.filters import Comparison, check_patterns
+from beam_jobs.sources import ROLES, ROW, Log, LogKind, open_log
+from beam_jobs.splits import check_split
+from beam_jobs.validation import Field, FieldKind
+from tfrec.config import Config, FeatureConfig, Filters
+from tfrec.errors import UsageError
+from tfrec.schema import Label
+
+_ROLE_KINDS: dict[str, FieldKind] = {
+    "user_id": "id",
+    "item_id": "id",
+    "time": "time",
+    "order": "integer",
+    "event_type": "text",
+    "session": "text",
+    "position": "integer",
+    "request": "text",
+}
+_MAY_BE_EMPTY = {"event_type", "position", "request"}
+REQUIRE_PREFIX, EXCLUDE_PREFIX, LABEL_PREFIX = "_require_", "_exclude_", "_label_"
+
+
+@dataclass(frozen=True)
+class LogPlan:
+    """How one log is read: which columns are checked, what they are turned into, which rows are filtered."""
+
+    log: Log
+    fields: tuple[Field, ...]
+    labels: tuple[Label, ...] = ()
+    filters: Filters = field(default_factory=Filters)
+
+    @property
+    def kind(self) -> LogKind:
+        """events, items, users or impressions."""
+        return self.log.kind
+
+    @property
+    def columns(self) -> list[str]:
+        """The raw columns that are read, sorted."""
+        return sorted({one.column for one in self.fields})
+
+    @property
+    def file_names(self) -> list[str]:
+        """What outputs call the files."""
+        return [file.name for file in self.log.files]
+
+    def has(self, role: str) -> bool:
+        """Whether the log has the role."""
+        return role in self.log.roles
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before the first row is read."""
+
+    config: Config
+    events: LogPlan
+    items: LogPlan | None
+    users: LogPlan | None
+    impressions: LogPlan | None
+
+    @property
+    def logs(self) -> list[LogPlan]:
+        """The logs that there are."""
+        return [log for log in (self.events, self.items, self.users, self.impressions) if log is not None]
+
+    @property
+    def has_time(self) -> bool:
+        """The events have times."""
+        return self.events.has("time")
+
+    @property
+    def has_sessions(self) -> bool:
+        """The events have session ids, or times to cut by."""
+        return self.has_time or self.events.has("session")
+
+
+def make_plan(config: Config) -> Plan:
+    """Finds the logs and checks that they have what the configuration names.
+
+    Raises:
+        UserError: a file or column is missing, or keys contradict each other.
+    """
+    data = config.data
+    if data.events is None:
+        raise UsageError("`data.events`: name the log of events (or a `data.recipe`).")
+    check_patterns(data.filters)
+    _check_features(config)
+    events = open_log("events", data.events)
+    items = open_log("items", data.items) if data.items else None
+    users = open_log("users", data.users) if data.users else None
+    impressions = open_log("impressions", data.impressions) if data.impressions else None
+    _check_events(config, events, impressions)
+    return Plan(
+        config=config,
+        events=_plan_events(config, events, impressions),
+        items=_plan_items(config, items) if items else None,
+        users=_plan_side(users, config.features.users, "features.users") if users else None,
+        impressions=LogPlan(impressions, *_roles_and_labels(impressions, data.labels)) if impressions else None,
+    )
+
+
+def _check_features(config: Config) -> None:
+    features, data = config.features, config.data
+    names: set[str] = {"item_id"}
+    for side, allowed in (
+        ("items", None),
+        ("users", ("categorical", "numerical")),
+        ("events", ("categorical", "numerical")),
+    ):
+        for feature in getattr(features, side):
+            if allowed and feature.kind not in allowed:
+                raise UsageError(
+                    f"`features.{side}` {feature.name}: kind must be categorical or numerical, not {feature.kind}."
+                )
+            if feature.name in names:
+                raise UsageError(
+                    f"`features.{side}`: the name {feature.name} is taken; names are unique over all sides."
+                )
+            if feature.multivalued and feature.kind != "categorical":
+                raise UsageError(f"`features.{side}` {feature.name}: only categorical features can be multivalued.")
+            names.add(feature.name)
+    if features.items and data.items is None:
+        raise UsageError("`features.items` needs `data.items`, the catalogue.")
+    if features.display and data.items is None:
+        raise UsageError("`features.display` needs `data.items`, the catalogue.")
+    if features.users and data.users is None:
+        raise UsageError("`features.users` needs `data.users`, the user profiles.")
+
+
+def _check_events(config: Config, events: Log, impressions: Log | None) -> None:
+    data = config.data
+    if "time" not in events.roles and "order" not in events.roles:
+        raise UsageError(
+            f"{events.files[0].path}: the events need a time or an order; name a column under "
+            f"`data.events.columns.time` or `.order`. Columns: {', '.join(events.files[0].columns)}."
+        )
+    if data.target_events != "all" and "event_type" not in events.roles:
+        raise UsageError("`data.target_events` needs event types: name `data.events.columns.event_type`.")
+    if impressions is not None and "time" not in events.roles:
+        raise UsageError(
+            "`data.impressions` needs events with times (`data.events.columns.time`), to stand before them."
+        )
+    check_split(data.split, has_time="time" in events.roles)
+
+
+def _plan_events(config: Config, log: Log, impressions: Log | None) -> LogPlan:
+    data = config.data
+    fields, labels = _roles_and_labels(log, data.labels)
+    for label in data.labels:
+        if label not in labels and (impressions is None or label.column not in impressions.columns):
+            log.require(label.column, f"data.labels {label.name}")
+    fields += tuple(_feature_field(log, one, "event_", "features.events") for one in config.features.events)
+    for column, text in data.filters.require.items():
+        kind: FieldKind = "number" if Comparison.parse(column, text).is_number else "text"
+        fields += (Field(REQUIRE_PREFIX + column, log.require(column, "data.filters.require"), kind),)
+    for column in data.filters.exclude:
+        fields += (Field(EXCLUDE_PREFIX + column, log.require(column, "data.filters.exclude"), "text"),)
+    return LogPlan(log, fields, labels, data.filters)
+
+
+def _plan_items(config: Config, log: Log) -> LogPlan:
+    plan = _plan_side(log, config.features.items, "features.items")
+    display = tuple(
+        Field(f"display_{name}", log.require(name, "features.display"), "text") for name in config.features.display
+    )
+    return LogPlan(log, plan.fields + display)
+
+
+def _plan_side(log: Log, features: Iterable[FeatureConfig], key: str) -> LogPlan:
+    prefix = "user_" if log.kind == "users" else "item_"
+    fields = tuple(_feature_field(log, feature, prefix, key) for feature in features)
+    return LogPlan(log, _role_fields(log) + fields)
+
+
+def _roles_and_labels(log: Log, labels: Iterable[Label]) -> tuple[tuple[Field, ...], tuple[Label, ...]]:
+    """The fields of a log's roles and labels, and the labels whose column it has."""
+    own = tuple(label for label in labels if label.column in log.columns)
+    fields = tuple(
+        Field(LABEL_PREFIX + label.name, label.column, "text" if isinstance(label.value, str) else "number")
+        for label in own
+    )
+    return _role_fields(log) + fields, own
+
+
+def _role_fields(log: Log) -> tuple[Field, ...]:
+    fields = []
+    for role in ROLES[log.kind]:
+        if role in log.roles:
+            column, kind = log.roles[role], _ROLE_KINDS[role]
+            if kind == "id" and column in log.integer_columns:
+                kind = "integer_id"
+            fields.append(Field(role, column, kind, role not in _MAY_BE_EMPTY, log.source.time_unit))
+    return tuple(fields)
+
+
+def _feature_field(log: Log, feature: FeatureConfig, prefix: str, key: str) -> Field:
+    column = log.require(feature.column or feature.name, f"{key} {feature.name}")
+    name = prefix + feature.name
+    if feature.kind == "numerical":
+        return Field(name, column, "number")
+    if feature.kind == "multimodal":
+        return Field(name, column, "vector", dim=feature.dim)
+    if feature.multivalued:
+        return Field(name, column, "texts", separator=feature.separator, max_values=feature.max_values)
+    return Field(name, column, "text")
+
+
+__all__ = ["EXCLUDE_PREFIX", "LABEL_PREFIX", "REQUIRE_PREFIX", "ROW", "LogPlan", "Plan", "make_plan"]

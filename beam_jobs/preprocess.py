@@ -1,0 +1,282 @@
+"""Raw logs to a dataset directory: `python -m beam_jobs.preprocess --config C [--set a.b=c] [-- Beam options]`."""
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import polars as pl
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_jobs import recipes
+from beam_jobs.analysis import Fitted, fit, item_buckets
+from beam_jobs.arranging import FATES, ITEM_IDS, ArrangeBuckets
+from beam_jobs.filters import keep_frequent
+from beam_jobs.histories import HistoryFiles, WriteHistories
+from beam_jobs.items import ItemFiles, WriteItems, count_files, stored_items
+from beam_jobs.plan import Plan, make_plan
+from beam_jobs.reading import FIRST_TIME, ReadLog, WriteCounts, WriteRejects, first_rejects, read_counts
+from beam_jobs.staging import (
+    all_item_ids,
+    bucket_folders,
+    bucket_name,
+    positions,
+    read_rows,
+    read_texts,
+    write_item_ids,
+)
+from beam_jobs.statistics import Counts, account_table, add_up, check_rejected, make_account, make_statistics
+from beam_jobs.validation import MICROSECONDS
+from tfrec.config import Config, Filters, load
+from tfrec.errors import UserError
+from tfrec.manifest import published, read_manifest, write_json, write_manifest
+from tfrec.schema import Schema
+
+logger = logging.getLogger("beam_jobs")
+
+EVENTS_A_BUCKET = 500_000
+_MOST_BUCKETS = 4096
+_ITEMS_A_BUCKET = 200_000
+_DAY_SECONDS = 86_400
+
+
+def run(config: Config, beam_options: Sequence[str] = ()) -> Path:
+    """Makes the dataset that a configuration describes and returns its directory, `data.out`.
+
+    Everything is written to a temporary sibling first, and what pipelines hand to each other to another; a failed or
+    killed job leaves nothing under the final name.
+
+    Args:
+        config: the experiment; its sections data, histories and features are used.
+        beam_options: options for Beam, such as `--runner=...`; without a runner the Fn API runner of this machine.
+    """
+    options = pipeline_options(beam_options)
+    config = recipes.prepare(config)
+    plan = make_plan(config)
+    target = Path(config.data.out)
+    with published(target) as directory, _staging(directory) as staging:
+        num_buckets = count_buckets(plan)
+        logger.info("reading %s into %d buckets", ", ".join(log.kind for log in plan.logs), num_buckets)
+        read_logs(plan, staging, directory, num_buckets, options)
+        arrange_buckets(plan, staging, num_buckets, options)
+        logger.info("fitting vocabularies, bins and quantisers")
+        fitted = fit(staging, directory, config)
+        schema = make_schema(plan, staging, fitted)
+        records = write_dataset(plan, staging, directory, schema, fitted, num_buckets, options)
+        finish(plan, staging, directory, schema, fitted, records)
+    return target
+
+
+def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
+    """Beam's options; the runner is FnApiRunner unless one is named (DirectRunner would look for Prism)."""
+    named = any(argument.split("=")[0] == "--runner" for argument in arguments)
+    return PipelineOptions([*arguments] if named else ["--runner=FnApiRunner", *arguments])
+
+
+@contextmanager
+def _staging(directory: Path) -> Iterator[Path]:
+    name, _, pid = directory.name.rpartition("-")
+    staging = directory.with_name(f"{name}-staging-{pid}")  # removed like any other leftover of a killed job
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def count_buckets(plan: Plan) -> int:
+    """Buckets of users, from the size of the events alone: as many history files come out."""
+    return min(max(-(-plan.events.log.estimated_rows // EVENTS_A_BUCKET), 1), _MOST_BUCKETS)
+
+
+def read_logs(plan: Plan, staging: Path, directory: Path, num_buckets: int, options: PipelineOptions) -> None:
+    """First pipeline: logs to checked rows in buckets, rejects, and the first part of the account."""
+    with beam.Pipeline(options=options) as pipeline:
+        counts, rejects = [], []
+        for log in plan.logs:
+            buckets = num_buckets
+            if log.kind == "items":
+                buckets = max(-(-log.log.estimated_rows // _ITEMS_A_BUCKET), 1)
+            read = ReadLog(log, staging / log.kind, buckets, plan.config.data.repeats)
+            log_counts, log_rejects = pipeline | f"Read {log.kind} log" >> read
+            counts.append(log_counts)
+            rejects.append(log_rejects)
+        _ = counts | "Flatten counts" >> beam.Flatten() | "Write the account" >> WriteCounts(staging / "read.json")
+        _ = rejects | "Flatten rejects" >> beam.Flatten() | "Write all rejects" >> WriteRejects(directory)
+    found = read_counts(staging / "read.json")
+    check_rejected(found, first_rejects(directory), plan.config.data.max_rejected)
+    for log in plan.logs:
+        if not any(key[0] == log.kind and key[2] == "input" for key in found):
+            raise UserError(f"{log.log.files[0].path}: holds no rows.")
+
+
+def arrange_buckets(plan: Plan, staging: Path, num_buckets: int, options: PipelineOptions) -> None:
+    """Second pipeline: filters over all buckets, then sessions, splits and lengths bucket by bucket."""
+    _number_items(staging)
+    filters = plan.config.data.filters
+    if filters.k_core or filters.min_item_events > 1 or filters.min_user_events > 1:
+        _filter_infrequent(staging, filters)
+    with beam.Pipeline(options=options) as pipeline:
+        names = [bucket_name(bucket) for bucket in range(num_buckets)]
+        _ = (
+            pipeline
+            | "List buckets" >> beam.Create(names)
+            | "Spread buckets" >> beam.Reshuffle()
+            | "Arrange buckets" >> ArrangeBuckets(plan, staging)
+            | "Write the account" >> WriteCounts(staging / "arranged.json")
+        )
+    if not bucket_folders(staging / "arranged"):
+        raise UserError(
+            "`data.filters`: no event is left after validation and filters; see the rejected rows or loosen them."
+        )
+
+
+def _number_items(staging: Path) -> None:
+    """Writes the ids of every item that any log names: items are their places in it until they get codes."""
+    ids = [
+        read_texts(folder, "item_id") for kind in ("events", "impressions") for folder in bucket_folders(staging / kind)
+    ]
+    ids += [pl.read_ipc(path, columns=["item_id"])["item_id"] for path in item_buckets(staging)]
+    write_item_ids(staging / ITEM_IDS, ids)
+
+
+def _filter_infrequent(staging: Path, filters: Filters) -> None:
+    ids = all_item_ids(staging / ITEM_IDS)
+    folders = bucket_folders(staging / "events")
+    buckets = []
+    for folder in folders:
+        rows = read_rows(folder, ("user_id", "item_id"))
+        places = positions(read_texts(folder, "item_id"), ids).to_numpy().astype(np.int32)
+        buckets.append((rows["user_id"].to_numpy().astype(np.int32), places[rows["item_id"].to_numpy()]))
+    kept = keep_frequent(buckets, len(ids), filters)
+    (staging / FATES).mkdir()
+    np.save(staging / FATES / "items.npy", kept.item_fate)
+    for folder, fate in zip(folders, kept.user_fates, strict=True):
+        np.save(staging / FATES / f"{folder.name}.npy", fate)
+
+
+def make_schema(plan: Plan, staging: Path, fitted: Fitted) -> Schema:
+    """The contract of the dataset."""
+    config, counts = plan.config, read_counts(staging / "arranged.json")
+    events = _stored(counts, "events")
+    parts = [pl.read_ipc(path) for path in sorted((staging / "parts").glob("*/split.arrow"))]
+    train = pl.concat(parts).filter(pl.col("split") == 0)["events"].sum()
+    lengths = [pl.read_ipc(path) for path in sorted((staging / "parts").glob("*/length.arrow"))]
+    targets = config.data.target_events
+    return Schema(
+        features=fitted.features,
+        event_types=fitted.event_types,
+        target_event_types=None if targets == "all" else targets,
+        labels=config.data.labels,
+        display=config.features.display,
+        title=config.features.display[0] if config.features.display else None,
+        has_time=plan.has_time,
+        has_sessions=plan.has_sessions,
+        session_gap_seconds=_session_gap(plan),
+        has_impressions=plan.impressions is not None,
+        time_origin=_time_origin(staging) if plan.has_time else 0,
+        max_events=config.histories.max_events,
+        repeats=config.data.repeats,
+        split=config.data.split,
+        counts={
+            "users": int(pl.concat(lengths)["users"].sum()),
+            "items": len(fitted.train_count) - 2,
+            "events": events,
+            "train_events": int(train),
+            "impressions": _stored(counts, "impressions"),
+        },
+    )
+
+
+def _session_gap(plan: Plan) -> int | None:
+    """Seconds of inactivity that ended a session; None where the log has its own sessions, or none."""
+    by_gap = plan.has_sessions and not plan.events.has("session")
+    return plan.config.histories.session_gap_seconds if by_gap else None
+
+
+def _stored(counts: Counts, kind: str) -> int:
+    return sum(count for key, count in counts.items() if key[0] == kind and key[2] == "stored")
+
+
+def _time_origin(staging: Path) -> int:
+    first = min(int(path.read_text(encoding="utf-8")) for path in (staging / "events").glob(f"*/{FIRST_TIME}"))
+    return first // (MICROSECONDS * _DAY_SECONDS) * _DAY_SECONDS
+
+
+def write_dataset(
+    plan: Plan,
+    staging: Path,
+    directory: Path,
+    schema: Schema,
+    fitted: Fitted,
+    num_buckets: int,
+    options: PipelineOptions,
+) -> dict[str, int]:
+    """Third pipeline: items and histories as TFRecords; returns the number of records of each file."""
+    (directory / "items").mkdir()
+    (directory / "histories").mkdir()
+    num_files = count_files(len(fitted.train_count) - 2)
+    items = ItemFiles(staging, directory, schema.side("item"), schema.display, num_files)
+    histories = HistoryFiles(staging, directory, schema, num_buckets)
+    with beam.Pipeline(options=options) as pipeline:
+        written = (
+            pipeline | "Write the catalogue" >> WriteItems(items, plan.items, fitted.train_count),
+            pipeline | "Write all histories" >> WriteHistories(histories),
+        )
+        pairs = (
+            written
+            | "All files" >> beam.Flatten()
+            | "Key by file" >> beam.MapTuple(lambda file, count: ((file,), count))
+        )
+        _ = pairs | "Write records" >> WriteCounts(staging / "records.json")
+    return {file: count for (file,), count in read_counts(staging / "records.json").items()}
+
+
+def finish(
+    plan: Plan, staging: Path, directory: Path, schema: Schema, fitted: Fitted, records: Mapping[str, int]
+) -> None:
+    """Writes schema, statistics and, last, the manifest with the account."""
+    counts = [read_counts(staging / "read.json"), read_counts(staging / "arranged.json")]
+    if plan.items is not None:
+        counts.append(stored_items(staging, plan.items))
+    account = make_account(add_up(*counts))
+    schema.write(directory)
+    write_json(directory / "statistics.json", make_statistics(staging, directory, plan, schema, fitted))
+    for path in (directory / "rejected").glob("*.jsonl"):
+        with path.open("rb") as file:
+            records = {**records, path.relative_to(directory).as_posix(): sum(1 for _ in file)}
+    write_manifest(directory, {"kind": "dataset", "account": account}, records)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: prints the dataset's path and its account; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m beam_jobs.preprocess", description=__doc__)
+    parser.add_argument("--config", required=True, help="the experiment's YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="overrides a key of the file")
+    parser.add_argument("beam_options", nargs="*", help="options for Beam, after --")
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    try:
+        path = run(load(parsed.config, parsed.set), parsed.beam_options)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"error: {error.filename or ''}: {error.strerror or error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted; nothing was written.\n")
+        return 1
+    sys.stdout.write(f"{path}\n{account_table(read_manifest(path)['account'])}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

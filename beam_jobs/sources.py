@@ -1,0 +1,329 @@
+"""Raw logs to Arrow batches: which files and columns there are, how CSV, Parquet and JSON lines are read in parts."""
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import IO, Any, Literal
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from beam_jobs.jsonlines import column_names, read_blocks
+from tfrec.config import Source, suggest
+from tfrec.errors import UserError
+
+LogKind = Literal["events", "items", "users", "impressions"]
+
+ROLES: dict[LogKind, tuple[str, ...]] = {
+    "events": ("user_id", "item_id", "time", "order", "event_type", "session"),
+    "items": ("item_id",),
+    "users": ("user_id",),
+    "impressions": ("user_id", "item_id", "time", "position", "request"),
+}
+REQUIRED_ROLES: dict[LogKind, tuple[str, ...]] = {
+    "events": ("user_id", "item_id"),
+    "items": ("item_id",),
+    "users": ("user_id",),
+    "impressions": ("user_id", "item_id", "time"),
+}
+ROW = "_row"
+"""Column of a batch: the number of a row in its file, from 1, a header not counted."""
+
+_BATCH_ROWS = 1 << 18
+_BLOCK_BYTES = 1 << 23
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
+_FORMATS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """One file of a log."""
+
+    path: str
+    name: str
+    """Its path relative to the folder that all files of the log share: what outputs call it."""
+    index: int
+    """Its place in the sorted list of the log's files."""
+    format: str
+    compression: str | None
+    size_bytes: int
+    columns: tuple[str, ...]
+    integer_columns: frozenset[str] = frozenset()
+    """Columns stored as whole numbers (Parquet)."""
+    row_groups: tuple[int, ...] = ()
+    """Rows of each row group (Parquet)."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """A `Source` whose files have been found and whose columns are known to exist."""
+
+    kind: LogKind
+    source: Source
+    files: tuple[LogFile, ...]
+    roles: dict[str, str]
+    """Role -> column, for the roles that the log has."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that every file has."""
+        return frozenset.intersection(*(frozenset(file.columns) for file in self.files))
+
+    @property
+    def integer_columns(self) -> frozenset[str]:
+        """The columns that are whole numbers in every file, so that no row of them can be text."""
+        return frozenset.intersection(*(file.integer_columns for file in self.files))
+
+    @property
+    def estimated_rows(self) -> int:
+        """Rows, exact for Parquet, else guessed from the size of the files."""
+        return sum(_estimated_rows(file) for file in self.files)
+
+    def require(self, column: str, key: str) -> str:
+        """Returns `column`, or raises a `UserError` that names `key`, the file without it, and what it has."""
+        for file in self.files:
+            if column not in file.columns:
+                hint = suggest(column, file.columns)
+                raise UserError(f"{file.path}: no column `{column}`, which `{key}` names; {hint}")
+        return column
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A part of a file that one worker reads: some row groups of a Parquet file, else the whole file."""
+
+    file: LogFile
+    row_groups: tuple[int, ...] = ()
+    first_row: int = 1
+
+
+@dataclass
+class Batch:
+    """Some rows of one file, with their row numbers in column `ROW`, and the lines that could not be read at all."""
+
+    file: LogFile
+    frame: pl.DataFrame
+    broken: list[tuple[int, str, str]] = field(default_factory=list)
+    """Row, text and rule of each unreadable line."""
+
+
+def open_log(kind: LogKind, source: Source) -> Log:
+    """Finds a log's files and the columns of its roles.
+
+    Raises:
+        UserError: a pattern matches no file, a file cannot be read, or a column is missing.
+    """
+    paths = _matching(kind, source.files)
+    names = _short_names([path for path, _ in paths])
+    files = tuple(_inspect(path, names[path], index, size, source, kind) for index, (path, size) in enumerate(paths))
+    for role in source.columns:
+        if role not in ROLES[kind]:
+            raise UserError(f"`data.{kind}.columns.{role}`: no such role; {suggest(role, ROLES[kind])}", exit_code=2)
+    log = Log(kind, source, files, {})
+    for role in ROLES[kind]:
+        if role in source.columns:
+            log.roles[role] = log.require(source.columns[role], f"data.{kind}.columns.{role}")
+        elif role in log.columns:
+            log.roles[role] = role
+        elif role in REQUIRED_ROLES[kind]:
+            raise UserError(
+                f"{files[0].path}: no column for role `{role}`; name one under `data.{kind}.columns.{role}`. "
+                f"Columns: {', '.join(files[0].columns)}."
+            )
+    return log
+
+
+def list_fragments(log: Log) -> list[Fragment]:
+    """The parts that a log is read in, in the order of its files."""
+    fragments = []
+    for file in log.files:
+        if file.format != "parquet":
+            fragments.append(Fragment(file))
+            continue
+        group: list[int] = []
+        first_row, rows = 1, 0
+        for number, size in enumerate(file.row_groups):
+            group.append(number)
+            rows += size
+            if rows >= _BATCH_ROWS or number == len(file.row_groups) - 1:
+                fragments.append(Fragment(file, tuple(group), first_row))
+                group, first_row, rows = [], first_row + rows, 0
+    return fragments
+
+
+def read_batches(fragment: Fragment, columns: Sequence[str], source: Source) -> Iterator[Batch]:
+    """The rows of a fragment, in order, `columns` alone; a damaged file is a `UserError`."""
+    readers = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}
+    try:
+        yield from readers[fragment.file.format](fragment, columns, source)
+    except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
+        raise _unreadable(fragment.file.path, error) from error
+
+
+def _matching(kind: LogKind, patterns: Sequence[str]) -> list[tuple[str, int]]:
+    found = {}
+    for pattern in patterns:
+        matches = FileSystems.match([pattern])[0].metadata_list
+        if not matches:
+            raise UserError(f"{pattern}: no such file, which `data.{kind}.files` names.")
+        found.update({match.path: int(match.size_in_bytes) for match in matches})
+    return sorted(found.items())
+
+
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Paths without the folders that all of them share."""
+    parts = {path: PurePosixPath(path).parts for path in paths}
+    shared = 0
+    while (
+        all(len(part) > shared + 1 for part in parts.values()) and len({part[shared] for part in parts.values()}) == 1
+    ):
+        shared += 1
+    return {path: "/".join(part[shared:]) for path, part in parts.items()}
+
+
+def _inspect(path: str, name: str, index: int, size: int, source: Source, kind: LogKind) -> LogFile:
+    format_, compression = _format_of(path, source, kind)
+    integers: frozenset[str] = frozenset()
+    row_groups: tuple[int, ...] = ()
+    try:
+        if format_ == "parquet":
+            with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+                parquet = pa.parquet.ParquetFile(file)
+                schema = parquet.schema_arrow
+                metadata = parquet.metadata
+                columns = tuple(schema.names)
+                integers = frozenset(one.name for one in schema if pa.types.is_integer(one.type))
+                row_groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        elif source.header is not None and format_ == "csv":
+            columns = source.header
+        else:
+            with _open(path, compression) as file:
+                columns = _csv_columns(file, source) if format_ == "csv" else column_names(file)
+    except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
+        raise _unreadable(path, error) from error
+    return LogFile(path, name, index, format_, compression, size, columns, integers, row_groups)
+
+
+def _format_of(path: str, source: Source, kind: LogKind) -> tuple[str, str | None]:
+    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
+    compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    if compression:
+        suffixes.pop()
+    if source.format != "auto":
+        return source.format, compression
+    if not suffixes or suffixes[-1] not in _FORMATS:
+        raise UserError(f"{path}: the suffix names no format; set `data.{kind}.format` to csv, parquet or jsonl.")
+    return _FORMATS[suffixes[-1]], compression
+
+
+def _open(path: str, compression: str | None) -> IO[bytes]:
+    file = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return pa.CompressedInputStream(file, compression) if compression else file
+
+
+def _estimated_rows(file: LogFile) -> int:
+    if file.format == "parquet":
+        return sum(file.row_groups)
+    bytes_a_row = 32 if file.format == "csv" else 96
+    return file.size_bytes * (4 if file.compression else 1) // bytes_a_row
+
+
+def _read_parquet(fragment: Fragment, columns: Sequence[str], source: Source) -> Iterator[Batch]:
+    path, row = fragment.file.path, fragment.first_row
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        parquet = pa.parquet.ParquetFile(file)
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=list(fragment.row_groups), columns=list(columns)):
+            frame = pl.DataFrame(pa.Table.from_batches([batch]))
+            yield Batch(fragment.file, _numbered(frame, range(row, row + len(frame))))
+            row += len(frame)
+
+
+def _csv_options(source: Source) -> dict[str, Any]:
+    return {
+        "read_options": pa.csv.ReadOptions(
+            column_names=list(source.header) if source.header is not None else None,
+            block_size=_BLOCK_BYTES,
+            encoding=source.encoding,
+            use_threads=False,  # only then are broken rows numbered; it is no slower
+        ),
+        "parse_options": pa.csv.ParseOptions(delimiter=source.delimiter, newlines_in_values=True),
+    }
+
+
+def _csv_columns(file: IO[bytes], source: Source) -> tuple[str, ...]:
+    options = _csv_options(source)
+    options["parse_options"].invalid_row_handler = lambda _: "skip"
+    return tuple(pa.csv.open_csv(file, **options).schema.names)
+
+
+def _read_csv(fragment: Fragment, columns: Sequence[str], source: Source) -> Iterator[Batch]:
+    broken: list[tuple[int, str, str]] = []
+    header_rows = 0 if source.header is not None else 1
+
+    def skip(row: pa.csv.InvalidRow) -> str:
+        rule = f"has {row.actual_columns} columns, must have {row.expected_columns}"
+        broken.append((row.number - header_rows, row.text, rule))
+        return "skip"
+
+    options = _csv_options(source)
+    options["parse_options"].invalid_row_handler = skip
+    options["convert_options"] = pa.csv.ConvertOptions(
+        include_columns=list(columns),
+        column_types=dict.fromkeys(columns, pa.string()),
+        strings_can_be_null=True,
+        null_values=[""],
+    )
+    next_row, reported = 1, 0
+    with _open(fragment.file.path, fragment.file.compression) as file:
+        for batch in pa.csv.open_csv(file, **options):
+            taken = {row for row, _, _ in broken}
+            rows = list(_free_numbers(next_row, len(batch), taken))
+            next_row = rows[-1] + 1 if rows else next_row
+            frame = _numbered(pl.DataFrame(pa.Table.from_batches([batch])), rows)
+            yield Batch(fragment.file, frame, broken[reported:])
+            reported = len(broken)
+    if broken[reported:]:
+        yield Batch(fragment.file, pl.DataFrame({ROW: pl.Series([], dtype=pl.Int64)}), broken[reported:])
+
+
+def _free_numbers(first: int, count: int, taken: set[int]) -> Iterable[int]:
+    """The first `count` numbers from `first` on that are not taken."""
+    if not taken or max(taken) < first:
+        return range(first, first + count)
+    free = (number for number in range(first, first + count + len(taken)) if number not in taken)
+    return [number for _, number in zip(range(count), free, strict=False)]
+
+
+def _read_jsonl(fragment: Fragment, columns: Sequence[str], source: Source) -> Iterator[Batch]:
+    with _open(fragment.file.path, fragment.file.compression) as file:
+        for frame, rows, broken in read_blocks(file, columns, _BLOCK_BYTES):
+            yield Batch(fragment.file, _numbered(frame, rows), broken)
+
+
+def _numbered(frame: pl.DataFrame, rows: Iterable[int]) -> pl.DataFrame:
+    if isinstance(rows, range):
+        return frame.with_columns(pl.int_range(rows.start, rows.stop, dtype=pl.Int64).alias(ROW))
+    return frame.with_columns(pl.Series(ROW, list(rows), dtype=pl.Int64))
+
+
+def _unreadable(path: str, error: BaseException) -> UserError:
+    reason = " ".join(str(error).split())
+    hint = " Set `encoding` of the source." if "utf" in reason.lower() and isinstance(error, pa.ArrowInvalid) else ""
+    return UserError(f"{path}: cannot be read: {reason[:300].rstrip('.')}.{hint}")
+
+
+def as_bytes(frame: pl.DataFrame) -> bytes:
+    """A frame as Arrow IPC, compressed: what passes a shuffle."""
+    buffer = io.BytesIO()
+    frame.write_ipc(buffer, compression="lz4")
+    return buffer.getvalue()
+
+
+def from_bytes(content: bytes) -> pl.DataFrame:
+    """What `as_bytes` made."""
+    return pl.read_ipc(io.BytesIO(content))

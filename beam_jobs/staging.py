@@ -1,0 +1,131 @@
+"""Where pipelines meet: tables of codes with their dictionaries, one folder a bucket, in Arrow IPC files."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from beam_jobs.sources import from_bytes
+
+Chunk: TypeAlias = tuple[int, int, bytes]
+"""Place of the file, first row, rows as Arrow IPC: chunks sorted by the first two hold the rows of the log in order."""
+
+_ROWS = "rows"
+
+
+@dataclass
+class Table:
+    """Rows whose texts are replaced by positions in dictionaries."""
+
+    rows: pl.DataFrame
+    texts: dict[str, pl.Series] = field(default_factory=dict)
+    """Column -> its sorted distinct texts; the column holds positions in them, or null."""
+
+    def write(self, folder: Path) -> None:
+        """Writes one file for the rows and one for each dictionary."""
+        folder.mkdir(parents=True)
+        self.rows.write_ipc(folder / f"{_ROWS}.arrow", compression="uncompressed")
+        for name, texts in self.texts.items():
+            texts.to_frame("text").write_ipc(folder / f"texts-{name}.arrow", compression="uncompressed")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Table":
+        """Reads what `write` wrote, by memory map."""
+        names = [path.stem.removeprefix("texts-") for path in sorted(folder.glob("texts-*.arrow"))]
+        texts = {name: read_texts(folder, name) for name in names}
+        return cls(pl.read_ipc(folder / f"{_ROWS}.arrow"), texts)
+
+    def codes(self, column: str) -> NDArray[np.int64]:
+        """A column's positions in its dictionary; -1 where it is null."""
+        return self.rows[column].cast(pl.Int64).fill_null(-1).to_numpy()
+
+
+def read_texts(folder: Path, column: str) -> pl.Series:
+    """The dictionary of one column."""
+    return pl.read_ipc(folder / f"texts-{column}.arrow")["text"]
+
+
+def read_rows(folder: Path, columns: Sequence[str]) -> pl.DataFrame:
+    """Some columns of a table's rows."""
+    return pl.read_ipc(folder / f"{_ROWS}.arrow", columns=list(columns))
+
+
+def bucket_folders(folder: Path) -> list[Path]:
+    """The buckets that hold rows, in order."""
+    return sorted(folder.glob("[0-9]*"))
+
+
+def bucket_name(bucket: int) -> str:
+    """The folder of a bucket."""
+    return f"{bucket:05d}"
+
+
+def join_chunks(chunks: Iterable[Chunk]) -> pl.DataFrame:
+    """The rows of some chunks in the order of the log."""
+    ordered = sorted(chunks, key=lambda chunk: chunk[:2])
+    return pl.concat([from_bytes(content) for _, _, content in ordered], rechunk=True)
+
+
+def encode_texts(frame: pl.DataFrame, ids: Sequence[str] = ()) -> Table:
+    """Replaces every column of texts, and the `ids` (texts or whole numbers), by positions in dictionaries."""
+    columns, dictionaries = [], {}
+    for series in frame:
+        if series.name in ids or series.dtype in (pl.String, pl.List(pl.String)):
+            series, dictionaries[series.name] = factorize(series)
+        columns.append(series)
+    return Table(pl.DataFrame(columns), dictionaries)
+
+
+def factorize(series: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Positions (UInt32, null for null) in the sorted distinct texts, and those; whole numbers sort as their texts."""
+    if isinstance(series.dtype, pl.List):
+        codes, texts = factorize(series.explode(empty_as_null=False, keep_nulls=False))
+        lengths = series.list.len().fill_null(0).to_numpy()
+        row = pl.Series("row", np.repeat(np.arange(len(series)), lengths))
+        lists = pl.DataFrame({"row": row, "code": codes}).group_by("row", maintain_order=True).agg("code")
+        rows = pl.DataFrame({"row": np.arange(len(series))}).join(lists, on="row", how="left", maintain_order="left")
+        return rows["code"].cast(pl.List(pl.UInt32)).alias(series.name), texts
+    distinct = series.drop_nulls().unique()
+    if series.dtype == pl.String:
+        texts = distinct.sort()
+        return positions(series, texts), texts
+    texts = distinct.cast(pl.String)
+    order = texts.arg_sort()
+    ranks = pl.Series(np.empty(len(order), np.uint32))
+    ranks = ranks.scatter(order, np.arange(len(order), dtype=np.uint32)) if len(order) else ranks
+    codes = series.replace_strict(distinct, ranks, default=None, return_dtype=pl.UInt32)
+    return codes.alias(series.name), texts.gather(order)
+
+
+def positions(series: pl.Series, texts: pl.Series) -> pl.Series:
+    """Where each text stands in `texts` (distinct); null where it is not among them."""
+    if len(texts) == 0:
+        return pl.repeat(None, len(series), dtype=pl.UInt32, eager=True).alias(series.name)
+    return series.cast(pl.Enum(texts), strict=False).to_physical().cast(pl.UInt32)
+
+
+@lru_cache(maxsize=4)
+def all_item_ids(path: Path) -> pl.Series:
+    """The ids of every item that any log names, sorted (what `write_item_ids` wrote)."""
+    return pl.read_ipc(path)["text"]
+
+
+def write_item_ids(path: Path, ids: Iterable[pl.Series]) -> int:
+    """Writes the distinct ids, sorted, and returns how many there are."""
+    distinct = pl.concat([pl.Series([], dtype=pl.String), *(one.cast(pl.String) for one in ids)]).unique().sort()
+    distinct.to_frame("text").write_ipc(path)
+    return len(distinct)
+
+
+def count_by_file(rows: pl.DataFrame, names: Sequence[str]) -> dict[str, int]:
+    """Number of rows by file, from column `file`."""
+    counts = rows["file"].value_counts()
+    return {names[place]: count for place, count in counts.iter_rows()}
+
+
+Counts: TypeAlias = Mapping[tuple[str, str, str, str], int]

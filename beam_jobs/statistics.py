@@ -1,0 +1,199 @@
+"""The account of every input row, and `statistics.json`: what a person wants to see of a dataset."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import polars as pl
+
+from beam_jobs.analysis import Fitted, read_item_column, read_parts
+from beam_jobs.encoding import code_map
+from beam_jobs.plan import Plan
+from tfrec.errors import UserError
+from tfrec.schema import ITEM_ID, Feature, Schema
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, Vocabulary
+
+Counts: TypeAlias = Mapping[tuple[str, ...], int]
+"""(kind, file, outcome, reason) -> rows."""
+
+Account: TypeAlias = dict[str, dict[str, Any]]
+
+_REASONED = ("rejected", "filtered", "truncated")
+_SPLITS = ("train", "validation", "test")
+_QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+_TOP_VALUES = 10
+
+
+def add_up(*counts: Counts) -> dict[tuple[str, ...], int]:
+    """The sums of several counts."""
+    total: dict[tuple[str, ...], int] = {}
+    for one in counts:
+        for key, count in one.items():
+            total[key] = total.get(key, 0) + count
+    return total
+
+
+def make_account(counts: Counts) -> Account:
+    """What became of each log's rows: by kind the totals and, under `files`, the same of each file with reasons.
+
+    Raises:
+        AssertionError: the numbers do not add up: input = accepted + rejected, accepted = stored + filtered +
+            truncated.
+    """
+    account: Account = {}
+    for (kind, file, outcome, reason), count in sorted(counts.items()):
+        files = account.setdefault(kind, {"files": {}})["files"]
+        entry = files.setdefault(file, {"input": 0, "accepted": 0, "stored": 0, **{name: {} for name in _REASONED}})
+        if outcome in _REASONED:
+            entry[outcome][reason] = count
+        else:
+            entry[outcome] = count
+    for log in account.values():
+        for entry in log["files"].values():
+            entry["accepted"] = entry["input"] - sum(entry["rejected"].values())
+        for name in ("input", "accepted", "stored"):
+            log[name] = sum(entry[name] for entry in log["files"].values())
+        for name in _REASONED:
+            log[name] = sum(sum(entry[name].values()) for entry in log["files"].values())
+    for kind, log in account.items():
+        for file, entry in [*log["files"].items(), ("all files", log)]:
+            left = entry["accepted"] - entry["stored"] - sum(_total(entry[name]) for name in ("filtered", "truncated"))
+            assert left == 0, f"{kind}, {file}: {left} accepted rows are unaccounted for."
+    return account
+
+
+def _total(value: int | dict[str, int]) -> int:
+    return value if isinstance(value, int) else sum(value.values())
+
+
+def check_rejected(counts: Counts, first_rejects: Mapping[str, dict[str, Any]], most: float) -> None:
+    """Raises a `UserError` where a larger share than `data.max_rejected` of a log's rows is rejected, or all of them.
+
+    Args:
+        counts: of the first pipeline.
+        first_rejects: rule as counted -> the first reject under it.
+        most: `data.max_rejected`.
+    """
+    for kind in sorted({key[0] for key in counts}):
+        own = {key: count for key, count in counts.items() if key[0] == kind}
+        total = sum(count for key, count in own.items() if key[2] == "input")
+        rejected = {key: count for key, count in own.items() if key[2] == "rejected"}
+        number = sum(rejected.values())
+        if not number or (number <= most * total and number < total):
+            continue
+        (_, file, _, reason), count = max(rejected.items(), key=lambda entry: (entry[1], entry[0]))
+        example = first_rejects.get(f"{kind}/{file}/{reason}")
+        shown = f"; first row {example['row']}, value {example['value']!r}" if example else ""
+        raise UserError(
+            f"{file}: {number:,} of {total:,} rows of the {kind} rejected, more than `data.max_rejected` "
+            f"{most:g} allows; most often column {reason} ({count:,} rows{shown})."
+        )
+
+
+def account_table(account: Account) -> str:
+    """The totals of an account as a small table for people."""
+    names = ("input", "rejected", "filtered", "truncated", "stored")
+    lines = [f"{'':12}" + "".join(f"{name:>14}" for name in names)]
+    for kind, log in account.items():
+        lines.append(f"{kind:12}" + "".join(f"{log[name]:>14,}" for name in names))
+    return "\n".join(lines)
+
+
+def make_statistics(staging: Path, directory: Path, plan: Plan, schema: Schema, fitted: Fitted) -> dict[str, Any]:
+    """What is in a dataset, from the parts that the buckets left."""
+    events = dict(zip(_SPLITS, _split_counts(read_parts(staging, "split"), "events"), strict=True))
+    document: dict[str, Any] = {
+        "counts": schema.counts,
+        "events_by_split": events,
+        "history_length": _weighted_quantiles(read_parts(staging, "length")),
+        "items": _item_statistics(fitted.train_count[FIRST_VALUE:]),
+        "features": {
+            feature.name: _feature_statistics(staging, directory, feature)
+            for feature in schema.features
+            if feature.name != ITEM_ID
+        },
+    }
+    if schema.has_impressions:
+        shares = _split_counts(read_parts(staging, "impression_split"), "impressions")
+        document["impressions_by_split"] = dict(zip(_SPLITS, shares, strict=True))
+    if schema.has_time:
+        moments = read_parts(staging, "seconds")
+        document["time"] = {"first": _iso(moments["first"].min()), "last": _iso(moments["last"].max())}
+    if schema.has_sessions:
+        document["sessions"] = int(read_parts(staging, "session")["sessions"].sum())
+    if schema.event_types:
+        counts = read_parts(staging, "event_type").group_by("value").agg(pl.sum("count"))
+        found = dict(counts.iter_rows())
+        document["train_events_by_type"] = {name: found[name] for name in schema.event_types}
+    for name, quality in fitted.quality.items():
+        document["features"][name]["quantiser"] = quality
+    missing = len(pl.read_ipc(staging / "items" / "99999.arrow"))
+    document["items"]["without_content"] = missing if plan.items is not None else 0
+    return document
+
+
+def _split_counts(parts: pl.DataFrame, column: str) -> list[int]:
+    counts = dict(parts.group_by("split").agg(pl.sum(column)).iter_rows()) if len(parts) else {}
+    return [int(counts.get(split, 0)) for split in range(3)]
+
+
+def _weighted_quantiles(parts: pl.DataFrame) -> dict[str, float]:
+    """Quantiles (nearest rank) and mean of lengths, each counted `users` times."""
+    counts = parts.group_by("length").agg(pl.sum("users")).sort("length")
+    lengths, weights = counts["length"].to_numpy(), counts["users"].to_numpy()
+    ranks = np.cumsum(weights)
+    places = {name: min(int(np.searchsorted(ranks, q * ranks[-1])), len(lengths) - 1) for name, q in _QUANTILES.items()}
+    return {"mean": round(float((lengths * weights).sum() / ranks[-1]), 4)} | {
+        name: int(lengths[place]) for name, place in places.items()
+    }
+
+
+def _item_statistics(train_count: Any) -> dict[str, Any]:
+    total, size = max(int(train_count.sum()), 1), len(train_count)
+    top = max(size // 100, 1)
+    return {
+        "never_in_training": int((train_count == 0).sum()),
+        "share_of_top_percent": round(float(np.sort(train_count)[::-1][:top].sum() / total), 6),
+        "train_count": {name: int(np.quantile(train_count, q, method="lower")) for name, q in _QUANTILES.items()},
+    }
+
+
+def _feature_statistics(staging: Path, directory: Path, feature: Feature) -> dict[str, Any]:
+    document: dict[str, Any] = {"kind": feature.kind, "side": feature.side, "table_sizes": list(feature.table_sizes)}
+    vocabulary = feature.transform if isinstance(feature.transform, Vocabulary) else None
+    if feature.side != "item":
+        if vocabulary is not None:
+            found = read_parts(staging, f"{feature.side}_{feature.name}").group_by("value").agg(pl.sum("count"))
+            document["top_values"] = _top_values(found)
+        return document
+    known, total = 0, 0
+    counts: list[pl.DataFrame] = []
+    for frame in read_item_column(staging, f"item_{feature.name}"):
+        values = frame[f"item_{feature.name}"]
+        known += len(values) - values.null_count()
+        total += len(values)
+        if vocabulary is not None:
+            flat = (
+                values.explode(empty_as_null=False, keep_nulls=False) if isinstance(values.dtype, pl.List) else values
+            )
+            counts.append(flat.drop_nulls().value_counts(name="count").rename({values.name: "value"}))
+    document["items_with_a_value"] = known
+    document["items_without"] = total - known
+    if vocabulary is not None:
+        total_counts = pl.concat(counts).group_by("value").agg(pl.sum("count"))
+        codes = code_map(total_counts["value"], vocabulary, directory)[:-1]
+        document["values_below_min_count"] = int((codes == UNKNOWN).sum())
+        document["top_values"] = _top_values(total_counts)
+    return document
+
+
+def _top_values(counts: pl.DataFrame) -> list[list[Any]]:
+    """The most frequent values, each with its count."""
+    top = counts.sort(["count", "value"], descending=[True, False]).head(_TOP_VALUES)
+    return [list(row) for row in top.select("value", "count").iter_rows()]
+
+
+def _iso(seconds: Any) -> str:
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

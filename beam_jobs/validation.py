@@ -1,0 +1,324 @@
+"""Raw columns to checked ones, whole batches at a time, and which rows fail by which rule."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import polars as pl
+
+from beam_jobs.sources import ROW
+
+EARLIEST_SECONDS = 631_152_000
+"""1990-01-01: times before are taken for mistakes."""
+LATEST_SECONDS = 4_102_444_800
+"""2100-01-01: times from here on are taken for mistakes."""
+MICROSECONDS = 1_000_000
+
+FieldKind = Literal["id", "integer_id", "time", "integer", "number", "text", "texts", "vector"]
+
+_UNIT_SECONDS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
+_ISO_FORMATS = (
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%+",
+    "%Y-%m-%d %H:%M:%S%.f%#z",
+    "%Y-%m-%d",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%dT%H:%M",
+)
+_SHOWN_CHARACTERS = 200
+
+REJECT_SCHEMA = {"file": pl.String, "row": pl.Int64, "column": pl.String, "value": pl.String, "rule": pl.String}
+
+# The checked values of a column, and of each row the rule that it breaks or null; None = all rows pass.
+Checked: TypeAlias = tuple[pl.Series, pl.Series | None]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One checked column: what it is made of and what it must be."""
+
+    name: str
+    """Name of the checked column."""
+    column: str
+    """The raw column."""
+    kind: FieldKind
+    """id and text: texts. integer_id: a column of whole numbers throughout, kept as such. time: microseconds."""
+    required: bool = False
+    """An empty cell is a reason to reject."""
+    time_unit: str = "seconds"
+    """Of a time: as in `data.*.time_unit`."""
+    separator: str | None = None
+    """Of texts: what separates the values in a cell; None where cells are lists."""
+    max_values: int = 1
+    """Of texts: values kept."""
+    dim: int = 0
+    """Of a vector: its width."""
+
+
+def check_batch(
+    frame: pl.DataFrame, fields: Sequence[Field], file: str
+) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame]:
+    """Checks every field of every row.
+
+    Returns:
+        The checked columns with `ROW`, all rows, values that fail being null; whether each row passes everything; the
+        rejects (`REJECT_SCHEMA`), one for each row that does not pass, by the first rule that it breaks.
+    """
+    columns: list[pl.Series] = [frame[ROW]]
+    passes = pl.repeat(True, len(frame), dtype=pl.Boolean, eager=True)
+    rejects: list[pl.DataFrame] = []
+    for field in fields:
+        raw = frame[field.column]
+        values, rules = _CHECKS[field.kind](raw, field)
+        columns.append(values.alias(field.name))
+        if rules is None:
+            continue
+        rejects.append(reject(frame[ROW], raw, rules, file, passes & rules.is_not_null()))
+        passes = passes & rules.is_null()
+    return pl.DataFrame(columns), passes, pl.concat([empty_rejects(), *rejects])
+
+
+def reject(rows: pl.Series, raw: pl.Series, rules: pl.Series, file: str, mask: pl.Series) -> pl.DataFrame:
+    """The rejects of the rows where `mask` holds."""
+    shown = [None if value is None else str(value)[:_SHOWN_CHARACTERS] for value in raw.filter(mask).to_list()]
+    chosen = rows.filter(mask)
+    return pl.DataFrame(
+        {
+            "file": [file] * len(chosen),
+            "row": chosen,
+            "column": [raw.name] * len(chosen),
+            "value": pl.Series(shown, dtype=pl.String),
+            "rule": rules.filter(mask),
+        },
+        schema=REJECT_SCHEMA,
+    )
+
+
+def broken_rejects(broken: Sequence[tuple[int, str, str]], file: str) -> pl.DataFrame:
+    """The rejects of lines that could not be read at all: (row, text, rule)."""
+    rows = [
+        {"file": file, "row": row, "column": "", "value": text[:_SHOWN_CHARACTERS], "rule": rule}
+        for row, text, rule in broken
+    ]
+    return pl.DataFrame(rows, schema=REJECT_SCHEMA)
+
+
+def empty_rejects() -> pl.DataFrame:
+    """No rejects."""
+    return pl.DataFrame(schema=REJECT_SCHEMA)
+
+
+def _check_id(raw: pl.Series, field: Field) -> Checked:
+    values, wrong = as_texts(raw)
+    return values, _rules((wrong, "must be a text or a whole number"), *_missing(values, field))
+
+
+def _check_integer_id(raw: pl.Series, field: Field) -> Checked:
+    return raw.cast(pl.Int64), _rules(*_missing(raw, field))
+
+
+def _check_text(raw: pl.Series, field: Field) -> Checked:
+    if raw.dtype.is_nested():
+        return _all_wrong(raw, pl.String, "must be a text, not a list")
+    fractions = raw.dtype.is_float() and not _is_whole(raw)
+    values = raw.fill_nan(None).cast(pl.String) if fractions else as_texts(raw)[0]
+    return values, _rules(*_missing(values, field))
+
+
+def _check_texts(raw: pl.Series, field: Field) -> Checked:
+    """Lists of texts, the first `max_values` of each cell; a cell without values is null."""
+    if field.separator is not None and not raw.dtype.is_nested():
+        lists = as_texts(raw)[0].str.split(field.separator)
+    elif isinstance(raw.dtype, pl.List | pl.Array) or raw.null_count() == len(raw):
+        lists = raw.cast(pl.List(pl.String))
+    else:
+        return _all_wrong(raw, pl.List(pl.String), "must be a list of values, or set the feature's `separator`")
+    lists = lists.list.eval(pl.element().filter(pl.element().str.len_bytes() > 0)).list.head(field.max_values)
+    return lists.set(lists.list.len() == 0, None), None
+
+
+def _check_number(raw: pl.Series, field: Field) -> Checked:
+    values, wrong = _as_numbers(raw)
+    return values.fill_nan(None), _rules((wrong, "must be a number"), *_missing(values, field))
+
+
+def _check_integer(raw: pl.Series, field: Field) -> Checked:
+    if raw.dtype.is_integer():
+        return raw.cast(pl.Int64), _rules(*_missing(raw, field))
+    values, wrong = _as_numbers(raw)
+    wrong = wrong | ((values != values.round()) | (values.abs() >= 2.0**63)).fill_null(False)
+    whole = values.set(wrong, None).cast(pl.Int64)
+    if raw.dtype == pl.String:  # beyond 2^53 a float is not exact
+        whole = raw.str.strip_chars().cast(pl.Int64, strict=False).fill_null(whole)
+    return whole, _rules((wrong, "must be a whole number"), *_missing(values, field))
+
+
+def _check_vector(raw: pl.Series, field: Field) -> Checked:
+    """Vectors as float32 lists of width `dim`; a null cell has no vector."""
+    empty = pl.List(pl.Float32)
+    if not isinstance(raw.dtype, pl.List | pl.Array):
+        if raw.null_count() == len(raw):
+            return pl.repeat(None, len(raw), dtype=empty, eager=True), None
+        return _all_wrong(raw, empty, "must be a list of numbers")
+    try:
+        values = raw.cast(empty)
+    except pl.exceptions.PolarsError:
+        return _all_wrong(raw, empty, "must be a list of numbers")
+    widths = values.list.len()
+    wrong_width = (widths != field.dim).fill_null(False)
+    finite = values.list.eval(pl.element().is_finite().fill_null(False)).list.all().fill_null(True)
+    texts = "must have width " + str(field.dim) + ", has " + widths.cast(pl.String)
+    rules = _rules((wrong_width, texts), (~finite, "holds a NaN, an infinity or an empty entry"))
+    return (values if rules is None else values.set(rules.is_not_null(), None)), rules
+
+
+def _check_time(raw: pl.Series, field: Field) -> Checked:
+    """Microseconds since 1970 UTC, between 1990 and 2100."""
+    micros, seconds, wrong = _parse_time(raw, field.time_unit)
+    early, late = seconds < EARLIEST_SECONDS, seconds >= LATEST_SECONDS
+    if not (wrong.any() or raw.null_count() or early.any() or late.any()):
+        return micros, None
+    absurd = (early | late).fill_null(False)
+    rules = _rules(
+        (wrong, f"must be a time in `time_unit` {field.time_unit}"),
+        *_hints(seconds, absurd, field.time_unit),
+        (early.fill_null(False), "is before 1990"),
+        (late.fill_null(False), "is after 2100"),
+        *_missing(raw, field),
+    )
+    return micros.set(absurd | wrong, None), rules
+
+
+_CHECKS: dict[FieldKind, Callable[[pl.Series, Field], Checked]] = {
+    "id": _check_id,
+    "integer_id": _check_integer_id,
+    "time": _check_time,
+    "integer": _check_integer,
+    "number": _check_number,
+    "text": _check_text,
+    "texts": _check_texts,
+    "vector": _check_vector,
+}
+
+
+def as_texts(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Texts, whole floats without `.0`, the empty text as null; and which values are neither texts nor whole."""
+    if raw.dtype.is_float():
+        wrong = (raw.is_finite() & (raw != raw.round())).fill_null(False) | raw.is_infinite().fill_null(False)
+        return raw.fill_nan(None).set(wrong, None).cast(pl.Int64, strict=False).cast(pl.String), wrong
+    if raw.dtype.is_nested():
+        return _nulls(raw, pl.String), raw.is_not_null()
+    texts = raw.cast(pl.String)
+    if raw.dtype == pl.String and (texts == "").any():
+        texts = texts.set(texts == "", None)
+    return texts, _never(raw)
+
+
+def _as_numbers(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
+    if raw.dtype.is_numeric() or raw.dtype == pl.Boolean:
+        return raw.cast(pl.Float64), _never(raw)
+    if raw.dtype == pl.String:
+        stripped = raw.str.strip_chars()
+        values = stripped.cast(pl.Float64, strict=False)
+        return values, values.is_null() & (stripped != "").fill_null(False)
+    return _nulls(raw, pl.Float64), raw.is_not_null()
+
+
+def _parse_time(raw: pl.Series, unit: str) -> tuple[pl.Series, pl.Series, pl.Series]:
+    """Microseconds, seconds, and which values are no time at all."""
+    if raw.dtype == pl.Date or isinstance(raw.dtype, pl.Datetime):
+        micros = raw.cast(pl.Datetime("us")).to_physical()
+        return micros, micros / MICROSECONDS, _never(raw)
+    if unit in _UNIT_SECONDS:
+        return _parse_number_time(raw, _UNIT_SECONDS[unit])
+    if raw.dtype != pl.String:
+        return _nulls(raw, pl.Int64), _nulls(raw, pl.Float64), raw.is_not_null()
+    parsed = _parse_text_time(raw, _ISO_FORMATS if unit == "iso" else (unit,))
+    wrong = parsed.is_null() & (raw.str.strip_chars() != "").fill_null(False)
+    return parsed, parsed / MICROSECONDS, wrong
+
+
+def _parse_number_time(raw: pl.Series, unit_seconds: float) -> tuple[pl.Series, pl.Series, pl.Series]:
+    values, wrong = _as_numbers(raw)
+    seconds = values * unit_seconds
+    possible = ((seconds >= EARLIEST_SECONDS) & (seconds < LATEST_SECONDS)).fill_null(False)
+    whole = raw.cast(pl.Int64, strict=False) if raw.dtype.is_integer() or raw.dtype == pl.String else None
+    micros_a_unit = unit_seconds * MICROSECONDS
+    if whole is None or whole.null_count() > values.null_count():  # some have fractions
+        micros = (values.set(~possible, None) * micros_a_unit).floor().cast(pl.Int64)
+    elif micros_a_unit >= 1:
+        micros = whole.set(~possible, None) * round(micros_a_unit)
+    else:
+        micros = whole.set(~possible, None) // round(1 / micros_a_unit)
+    return micros, seconds, wrong
+
+
+def _parse_text_time(raw: pl.Series, formats: Sequence[str]) -> pl.Series:
+    """The first format that fits each text; a text without a zone is UTC."""
+    texts = raw.str.strip_chars()
+    parsed = _nulls(raw, pl.Int64)
+    for format_ in formats:
+        try:
+            found = texts.str.to_datetime(format_, time_unit="us", strict=False)
+        except pl.exceptions.PolarsError:  # a format without a time of day
+            found = texts.str.to_date(format_, strict=False).cast(pl.Datetime("us"))
+        parsed = parsed.fill_null(found.to_physical())
+        if parsed.null_count() == texts.null_count():
+            break
+    return parsed
+
+
+def _hints(seconds: pl.Series, absurd: pl.Series, unit: str) -> list[tuple[pl.Series, str]]:
+    """Rules that say in which unit an absurd time would be a plausible one."""
+    if unit not in _UNIT_SECONDS or not absurd.any():
+        return []
+    hints = []
+    for other, other_seconds in _UNIT_SECONDS.items():
+        as_other = seconds * (other_seconds / _UNIT_SECONDS[unit])
+        plausible = absurd & ((as_other >= EARLIEST_SECONDS) & (as_other < LATEST_SECONDS)).fill_null(False)
+        place = "after 2100" if other_seconds < _UNIT_SECONDS[unit] else "before 1990"
+        hints.append((plausible, f"is {place} in {unit}; it looks like {other}: set `time_unit: {other}`"))
+    return hints
+
+
+def _missing(values: pl.Series, field: Field) -> list[tuple[pl.Series, str]]:
+    if not field.required:
+        return []
+    empty = values.is_null()
+    if values.dtype == pl.String:
+        empty = empty | (values == "").fill_null(False)
+    elif values.dtype.is_float():
+        empty = empty | values.is_nan().fill_null(False)
+    return [(empty, "is missing")]
+
+
+def _rules(*rules: tuple[pl.Series, str | pl.Series]) -> pl.Series | None:
+    """Of each row the text of the first rule whose mask holds; None where no mask holds anywhere."""
+    broken = [(mask, text) for mask, text in rules if mask.any()]
+    if not broken:
+        return None
+    size = len(broken[0][0])
+    result = pl.repeat(None, size, dtype=pl.String, eager=True)
+    for mask, text in reversed(broken):
+        texts = text if isinstance(text, pl.Series) else pl.repeat(text, size, dtype=pl.String, eager=True)
+        result = texts.zip_with(mask, result)
+    return result
+
+
+def _all_wrong(raw: pl.Series, dtype: pl.DataType | type[pl.DataType], rule: str) -> Checked:
+    return _nulls(raw, dtype), _rules((raw.is_not_null(), rule))
+
+
+def _is_whole(raw: pl.Series) -> bool:
+    array = raw.drop_nulls().drop_nans().to_numpy()
+    return bool(np.isfinite(array).all() and (array == np.floor(array)).all())
+
+
+def _nulls(raw: pl.Series, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
+    return pl.repeat(None, len(raw), dtype=dtype, eager=True)
+
+
+def _never(raw: pl.Series) -> pl.Series:
+    return pl.repeat(False, len(raw), dtype=pl.Boolean, eager=True)
