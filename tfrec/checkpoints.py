@@ -18,10 +18,10 @@ import numpy as np
 
 from tfrec.errors import UserError
 from tfrec.manifest import published, verify, write_json, write_manifest
+from tfrec.runs import WEIGHTS, load_weights, save_weights
 
 FOLDER = "checkpoints"
 BEST = "best.weights.h5"
-_WEIGHTS = "model.weights.h5"
 _STATE = "state.npz"
 _PROGRESS = "progress.json"
 _KEPT = 2
@@ -52,7 +52,7 @@ def save(directory: Path, model: keras.Model, progress: Progress) -> None:
     """Writes a checkpoint of a compiled model into a run directory and drops the oldest ones."""
     folder = directory / FOLDER
     with published(folder / f"{progress.step:09d}") as target:
-        model.save_weights(target / _WEIGHTS)
+        save_weights(model, target / WEIGHTS)
         arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in _state(model).items()}
         np.savez(target / _STATE, **arrays)
         write_json(target / _PROGRESS, asdict(progress))
@@ -69,7 +69,7 @@ def restore(directory: Path, model: keras.Model) -> Progress | None:
         except UserError as error:
             _log.warning("Checkpoint %s is damaged and passed over: %s", path, error)
             continue
-        model.load_weights(path / _WEIGHTS)
+        load_weights(model, path / WEIGHTS)
         with np.load(path / _STATE, allow_pickle=False) as arrays:
             _assign(path, _state(model), arrays)
         return Progress(**json.loads((path / _PROGRESS).read_text(encoding="utf-8")))

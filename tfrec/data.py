@@ -6,8 +6,9 @@ when they are read, because a TFRecord file that was cut between two records giv
 
 import contextlib
 import importlib.util
-import logging
-from collections.abc import Callable, Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from tfrec.schema import ITEM_ID, Schema
 from tfrec.transforms import FIRST_VALUE, GroupQuantiles
 from tfrec.windows import Batch, Batches, SplitName, WindowKind
 
-__all__ = ["Batch", "Batches", "Catalogue", "Dataset", "Histories", "batches", "tf_dataset", "write_cache"]
+__all__ = ["Batch", "Batches", "Catalogue", "Dataset", "Histories", "batches", "prefetch", "tf_dataset", "write_cache"]
 
-_log = logging.getLogger(__name__)
+_PREFETCHED = 4
 _RECORDS_AT_ONCE = 512
 _READ_BUFFER_BYTES = 8 << 20
 _AGAIN = "run `tfrec preprocess` again."
@@ -130,12 +131,54 @@ def write_cache(dataset: Dataset) -> Path:
     return columns.write_cache(dataset.directory, dataset.catalogue(), dataset.histories())
 
 
-def tf_dataset(generate: Callable[[], Iterator[Batch]], example: Batch, length: int) -> Any:
-    """A tf.data.Dataset of generated batches whose dimensions all may vary, so that no new shape is a new trace."""
+def tf_dataset(generate: Callable[[], Iterator[Batch]], examples: Sequence[Batch], length: int) -> Any:
+    """A tf.data.Dataset of `length` generated batches, of one signature whatever their shapes, so traced once.
+
+    Args:
+        generate: makes the batches anew each time.
+        examples: batches that differ in every axis that may vary, but for the first axis of each array, which always
+            may.
+        length: number of batches.
+    """
     tf = _tensorflow()
-    signature = {name: tf.TensorSpec([None] * array.ndim, tf.as_dtype(array.dtype)) for name, array in example.items()}
+    signature = {}
+    for name, array in examples[0].items():
+        shapes = [example[name].shape for example in examples]
+        later = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)][1:]
+        signature[name] = tf.TensorSpec([None, *later], tf.as_dtype(array.dtype))
     data = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return data.apply(tf.data.experimental.assert_cardinality(length)).prefetch(4)
+    return data.apply(tf.data.experimental.assert_cardinality(length)).prefetch(_PREFETCHED)
+
+
+def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, made some ahead in another thread."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_PREFETCHED)
+    unwanted = threading.Event()
+
+    def put(found: Batch | BaseException | None) -> None:
+        while not unwanted.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(found, timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                put(batch)
+                if unwanted.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while (found := ready.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+    finally:
+        unwanted.set()
 
 
 def _tensorflow() -> Any:

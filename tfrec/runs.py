@@ -6,7 +6,8 @@ and reads the weights: no code and no pickle is ever deserialised.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,10 @@ def save_run(run: Run, record: Mapping[str, Any]) -> None:
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
-    """Saves weights so that the file is either whole or not there."""
+    """Saves the weights, without the optimizer's state, so that the file is either whole or not there."""
     temporary = path.with_name(f".tmp-{path.name}")
-    model.save_weights(temporary, overwrite=True)
+    with _without_optimizer(model):
+        model.save_weights(temporary, overwrite=True)
     _move(temporary, path)
 
 
@@ -128,10 +130,21 @@ def check_weights(directory: Path, record: Mapping[str, Any]) -> None:
 def load_weights(model: keras.Model, path: Path) -> None:
     """Loads weights into a built model; a file that does not fit is a `UserError`."""
     try:
-        model.load_weights(path)
+        with _without_optimizer(model):
+            model.load_weights(path)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: does not fit the model that is to be loaded ({reason}).") from None
+
+
+@contextmanager
+def _without_optimizer(model: keras.Model) -> Iterator[None]:
+    """Hides the optimizer of a compiled model, which Keras would otherwise save and load with its weights."""
+    optimizer, model.optimizer = getattr(model, "optimizer", None), None
+    try:
+        yield
+    finally:
+        model.optimizer = optimizer
 
 
 def _write_record(directory: Path, record: Mapping[str, Any]) -> None:

@@ -135,6 +135,11 @@ class Batches:
             return self._training_batch(rows, width + 1)
         return self._query_batch(rows, width)
 
+    def one_of_each_shape(self) -> list[int]:
+        """Places of batches that differ in rows or width, one of each kind."""
+        shapes = {(len(rows), width): index for index, (rows, width) in reversed(list(enumerate(self._plan)))}
+        return sorted(shapes.values())
+
     def _training_batch(self, rows: Rows, width: int) -> Batch:
         batch, events, valid = self._gather(rows, width)
         batch["target_mask"] = valid & self._is_target(events)  # (B, L + 1)

@@ -1,0 +1,380 @@
+"""Trains a model: Keras' fit on prepared batches, one call an epoch, so that any step can be gone on from.
+
+A training is a pure function of configuration and dataset: initial weights and dropout come from `training.seed`, rows
+and negatives from (seed, epoch, batch). What was interrupted goes on from its last checkpoint, and on a CPU ends in
+the same bits as if it had never stopped.
+"""
+
+import importlib.util
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfrec import checkpoints
+from tfrec.callbacks import Display, Interruption, StepWatch
+from tfrec.checkpoints import Progress
+from tfrec.config import CONFIG, Config, load
+from tfrec.data import Batch, Batches, Dataset, prefetch, tf_dataset
+from tfrec.errors import UsageError, UserError
+from tfrec.evaluation import check_filter_seen, rank_queries
+from tfrec.metrics import effective_rank
+from tfrec.optimizers import exclude_from_decay, make_optimizer
+from tfrec.runs import (
+    RUN,
+    WEIGHTS,
+    Run,
+    build_model,
+    check_weights,
+    load_weights,
+    read_record,
+    save_run,
+    save_weights,
+    start_run,
+)
+from tfrec.transforms import FIRST_VALUE
+
+_log = logging.getLogger(__name__)
+_TRAINED_BY = ("data", "histories", "features", "model", "objective", "training")
+_NEGATIVES = 4  # stream of random numbers: [seed, stream, epoch, batch]; 1 to 3 are those of tfrec.windows
+_RANK_SAMPLE = 4096
+_SHUT_GATE = 1e-3
+LOGS = "logs"
+METRICS = "metrics.jsonl"
+
+
+def train(config: Config, out: str | Path, *, progress: bool = True) -> Path:
+    """Trains the model of a configuration into a run directory, or goes on where an interrupted training stopped.
+
+    Args:
+        config: the experiment; its dataset must have been made.
+        out: the run directory.
+        progress: show a bar and one line an epoch on stderr.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        UserError: the dataset is missing or damaged, the directory holds another run, the loss is not finite, or the
+            training was interrupted (the message says how to go on).
+    """
+    directory = Path(out)
+    dataset = Dataset.open(config.data.out)
+    display = Display(shown=progress, epochs=config.training.epochs, batch_size=config.training.batch_size)
+    if _is_finished(directory, config, dataset):
+        display.line(f"{directory}: trained already; nothing to do.")
+        return directory
+    with _precision(config.training.mixed_precision):
+        keras.utils.set_random_seed(config.training.seed)
+        model = build_model(config, dataset)
+        if config.training.initialize_from is not None:
+            _initialize(model, config, Path(config.training.initialize_from))
+        start_run(directory, config, dataset)
+        run = Run(directory, config, dataset.schema, dataset, model)
+        _Training(run, display).to_the_end()
+    return directory
+
+
+class _Training:
+    """One training on its way; `to_the_end` is all there is to call."""
+
+    def __init__(self, run: Run, display: Display) -> None:
+        self.run = run
+        self.settings = run.config.training
+        self.model = run.model
+        self.display = display
+        self.interruption = Interruption()
+        self.progress = Progress()
+        self.metrics: list[Any] | None = None  # of an epoch that is gone on with
+        self.queries = Batches(
+            run.schema,
+            run.dataset.histories(),
+            "validation",
+            history_length=self.model.history_length,
+            batch_size=run.config.evaluation.batch_size,
+            seed=self.settings.seed,
+            request_time=run.config.features.request_time,
+            max_queries=self.settings.validation_users,
+        )
+        self.ks = _cut_offs(run.config)
+        if len(self.queries):
+            check_filter_seen(run.dataset, filter_seen=run.config.evaluation.filter_seen)
+        else:
+            _log.warning("%s has no validation events: the last weights are saved.", run.dataset.directory)
+        self.tensorboard = self._tensorboard()
+
+    def to_the_end(self) -> None:
+        """Trains what is left, keeps the best weights and finishes the run."""
+        if self.model.trainable_variables:
+            self._compile()
+            self._go_on()
+            with self.interruption.heeded():
+                while self.progress.epoch < self.settings.epochs and not self._is_stale():
+                    self._epoch()
+        else:
+            self.progress.history.append(self._measure({}))
+        self._finish()
+
+    def _compile(self) -> None:
+        steps = len(self._batches_of(0))
+        if not steps:
+            raise UserError(
+                f"{self.run.dataset.directory}: no user has two training events of which a later one is a target, "
+                "so there is nothing to train on; look at `data.filters`, `data.split` and `data.target_events`."
+            )
+        optimizer = make_optimizer(self.settings, steps * self.settings.epochs)
+        exclude_from_decay(optimizer, self.model)
+        optimizer.build(self.model.trainable_variables)
+        jit = self.settings.jit_compile
+        self.model.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax" if jit == "auto" else jit)
+
+    def _go_on(self) -> None:
+        restored = checkpoints.restore(self.run.directory, self.model)
+        if restored is None:
+            return
+        self.progress = restored
+        if restored.batch:
+            self.metrics = [ops.convert_to_numpy(variable) for variable in self.model.metrics_variables]
+        self.display.line(f"Going on at step {restored.step:,} (epoch {restored.epoch + 1}).")
+
+    def _epoch(self) -> None:
+        progress, batches = self.progress, self._batches_of(self.progress.epoch)
+        watch = StepWatch(
+            self.model,
+            self.interruption,
+            self.display,
+            first=progress.batch,
+            metrics=self.metrics,
+            keep_weights=self.settings.ema is not None,
+        )
+        begun = progress.step - progress.batch  # steps before this epoch
+        with self.display.epoch(progress.epoch + 1, progress.batch, len(batches)):
+            logs = self._fit(batches, watch)
+        self.metrics = None
+        progress.step = int(self.model.optimizer.iterations)
+        progress.batch = progress.step - begun
+        if watch.not_finite is not None:
+            raise UserError(
+                f"{self.run.directory}: the loss is not finite at step {begun + watch.not_finite:,}; "
+                "lower `training.learning_rate`, set `training.clip_norm`, or look for extreme values in the data."
+            )
+        if progress.batch >= len(batches):
+            self._end_epoch(logs)
+        for variable, value in zip(self.model.trainable_variables, watch.weights, strict=False):
+            variable.assign(value)  # training goes on from the weights, not from their moving average
+        checkpoints.save(self.run.directory, self.model, progress)
+        if self.interruption.requested and progress.epoch < self.settings.epochs:
+            raise UserError(
+                f"{self.run.directory}: interrupted at step {progress.step:,}; run the same command again to go on."
+            )
+
+    def _fit(self, batches: Batches, watch: StepWatch) -> dict[str, float]:
+        epoch, first = self.progress.epoch, self.progress.batch
+        seed, objective = self.settings.seed, self.model.objective
+
+        def prepare(index: int) -> Batch:
+            return objective.prepare(batches[index], np.random.default_rng([seed, _NEGATIVES, epoch, index]))
+
+        def rest() -> Iterator[Batch]:
+            return (prepare(index) for index in range(first, len(batches)))
+
+        if keras.backend.backend() == "tensorflow":
+            data = tf_dataset(rest, [prepare(index) for index in batches.one_of_each_shape()], len(batches) - first)
+        else:
+            data = prefetch(rest())
+        history = self.model.fit(
+            data, initial_epoch=epoch, epochs=epoch + 1, verbose=0, shuffle=False, callbacks=[watch]
+        )
+        return {name: float(values[-1]) for name, values in history.history.items()}
+
+    def _end_epoch(self, logs: dict[str, float]) -> None:
+        progress = self.progress
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        entry = self._measure(logs)
+        progress.history.append(entry)
+        self._write_history()
+        if self.tensorboard is not None:
+            scalars = {f"val_{name}": value for name, value in entry.get("validation", {}).items()}
+            self.tensorboard.on_epoch_end(progress.epoch, {**logs, **scalars})
+        self._announce(entry)
+
+    def _measure(self, logs: dict[str, float]) -> dict[str, Any]:
+        """The entry of an epoch; validates where it is time to, keeps the best weights, warns of silent failures."""
+        progress = self.progress
+        entry: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, **logs}
+        due = progress.epoch % self.settings.validate_every_epochs == 0 or progress.epoch == self.settings.epochs
+        if due and len(self.queries):
+            entry["validation"] = self._validate()
+            self._keep_best(entry["validation"])
+        if due and self.model.trainable_variables:
+            entry["effective_rank"] = self._effective_rank()
+        entry["warnings"] = silent_failures(entry, self.model.embedding_dim)
+        for warning in entry["warnings"]:
+            _log.warning("Epoch %d: %s", progress.epoch, warning)
+        return entry
+
+    def _validate(self) -> dict[str, float]:
+        ranks = rank_queries(
+            self.model,
+            self.run.dataset.catalogue(),
+            self.queries,
+            filter_seen=self.run.config.evaluation.filter_seen,
+        )
+        return ranks.metrics(self.ks)
+
+    def _keep_best(self, validation: dict[str, float]) -> None:
+        progress, name = self.progress, self.settings.validation_metric
+        if progress.best is None or validation[name] > progress.best:
+            progress.best, progress.best_epoch, progress.stale = validation[name], progress.epoch, 0
+            if self.model.trainable_variables:
+                (self.run.directory / checkpoints.FOLDER).mkdir(exist_ok=True)
+                save_weights(self.model, self.run.directory / checkpoints.FOLDER / checkpoints.BEST)
+        else:
+            progress.stale += 1
+
+    def _is_stale(self) -> bool:
+        return self.settings.patience is not None and self.progress.stale >= self.settings.patience
+
+    def _effective_rank(self) -> float:
+        rng = np.random.default_rng(self.settings.seed)
+        items = np.arange(FIRST_VALUE, self.run.schema.num_items, dtype=np.int32)
+        if len(items) > _RANK_SAMPLE:
+            items = np.sort(rng.choice(items, _RANK_SAMPLE, replace=False))
+        return float(effective_rank(ops.convert_to_numpy(self.model.encode_items(items))))
+
+    def _finish(self) -> None:
+        progress = self.progress
+        if progress.best_epoch is not None and self.model.trainable_variables:
+            load_weights(self.model, self.run.directory / checkpoints.FOLDER / checkpoints.BEST)
+        self._write_history()
+        entry = progress.history[(progress.best_epoch or len(progress.history)) - 1]
+        record = {
+            "epochs": progress.epoch,
+            "best_epoch": progress.best_epoch,
+            "steps": progress.step,
+            "parameters": sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables),
+            "validation": entry.get("validation", {}),
+            "backend": keras.backend.backend(),
+        }
+        save_run(self.run, record)
+        checkpoints.remove(self.run.directory)
+        self.display.line(f"{self.run.directory}: trained, {progress.epoch} epochs, best {progress.best_epoch}.")
+
+    def _write_history(self) -> None:
+        logs = self.run.directory / LOGS
+        logs.mkdir(exist_ok=True)
+        lines = (json.dumps(entry, sort_keys=True) + "\n" for entry in self.progress.history)
+        (logs / METRICS).write_text("".join(lines), encoding="utf-8")
+
+    def _announce(self, entry: dict[str, Any]) -> None:
+        name = self.settings.validation_metric
+        parts = [f"epoch {entry['epoch']}/{self.settings.epochs}", f"loss {entry['loss']:.4f}"]
+        if "validation" in entry:
+            best = " (best)" if self.progress.best_epoch == entry["epoch"] else ""
+            parts.append(f"{name} {entry['validation'][name]:.4f}{best}")
+        parts.append(f"{self.display.speed():,.0f} examples/s")
+        self.display.line("  ".join(parts))
+
+    def _tensorboard(self) -> keras.callbacks.TensorBoard | None:
+        if not self.settings.tensorboard:
+            return None
+        if importlib.util.find_spec("tensorflow") is None:
+            _log.warning("`training.tensorboard`: TensorFlow is not installed here, so only %s is written.", METRICS)
+            return None
+        callback = keras.callbacks.TensorBoard(self.run.directory / LOGS / "tensorboard", write_graph=False)
+        callback.set_model(self.model)
+        return callback
+
+    def _batches_of(self, epoch: int) -> Batches:
+        return Batches(
+            self.run.schema,
+            self.run.dataset.histories(),
+            "train",
+            history_length=self.model.history_length,
+            batch_size=self.settings.batch_size,
+            windows=self.settings.windows,
+            seed=self.settings.seed,
+            epoch=epoch,
+        )
+
+
+def silent_failures(entry: dict[str, Any], embedding_dim: int) -> list[str]:
+    """What went wrong in an epoch without an error, in words.
+
+    Args:
+        entry: the epoch's entry of `logs/metrics.jsonl`.
+        embedding_dim: width of the item vectors.
+    """
+    found = []
+    if entry.get("all_masked", 0.0) > 0:
+        found.append("every negative of some positions was masked, so they taught nothing; draw more negatives.")
+    for name, value in entry.items():
+        if name.startswith("gate_open") and value < _SHUT_GATE:
+            found.append(f"`{name}` is {value:.4f}: that step's gate is shut and its loss does nothing.")
+    if entry.get("effective_rank", np.inf) < max(2.0, embedding_dim / 32) and embedding_dim > 1:
+        found.append(f"item vectors have collapsed: effective rank {entry['effective_rank']:.2f} of {embedding_dim}.")
+    return found
+
+
+def _cut_offs(config: Config) -> list[int]:
+    """The cut-offs of validation: those of the evaluation and the one that decides."""
+    name = config.training.validation_metric
+    found = re.fullmatch(r"(?:recall|ndcg)@([1-9][0-9]*)", name)
+    if found is None and name != "mrr":
+        raise UsageError(f"`training.validation_metric`: must be recall@k, ndcg@k or mrr. Received: {name!r}.")
+    return sorted({*config.evaluation.ks, *([int(found[1])] if found else [])})
+
+
+def _is_finished(directory: Path, config: Config, dataset: Dataset) -> bool:
+    """Whether the directory holds this very training, finished; another one there is a `UserError`."""
+    if not (directory / CONFIG).is_file():
+        return False
+    there = load(directory / CONFIG)
+    for section in _TRAINED_BY:
+        if getattr(there, section) != getattr(config, section):
+            raise UserError(
+                f"{directory}: holds a run of another configuration (`{section}` differs); "
+                "give another directory with `--out`, or remove this one."
+            )
+    if not (directory / RUN).is_file():
+        return False
+    record = read_record(directory)
+    if record["dataset"] != dataset.fingerprint:
+        raise UserError(
+            f"{directory}: begun on another dataset ({dataset.directory} changed since); "
+            "give another directory with `--out`, or remove this one."
+        )
+    if "weights" not in record:
+        return False
+    check_weights(directory, record)
+    return True
+
+
+def _initialize(model: keras.Model, config: Config, source: Path) -> None:
+    """Starts from the weights of another run of the same model."""
+    read_record(source)
+    other = load(source / CONFIG).model.get("name")
+    if other != config.model.get("name"):
+        raise UserError(
+            f"`training.initialize_from`: {source} is a run of {other}, this is one of {config.model.get('name')}."
+        )
+    load_weights(model, source / WEIGHTS)
+
+
+@contextmanager
+def _precision(mixed: bool) -> Iterator[None]:
+    """Computes in bfloat16 inside the block, where asked."""
+    before = keras.config.dtype_policy()
+    if mixed:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
