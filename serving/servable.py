@@ -8,6 +8,7 @@ import importlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from serving.signatures import Arrays, Signature, Tensor
@@ -25,8 +26,9 @@ from tfrec.errors import UserError
 
 WARMUP_REQUESTS = "assets.extra/tf_serving_warmup_requests"
 _VARIABLE_OPERATIONS = {"VarHandleOp", "VariableV2", "Variable"}
-# Mark of an operation in a graph -> the package that brings it.
-_OPERATION_LIBRARIES = {b"Scann>": "scann"}
+_PYTHON_OPERATIONS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+# How the names of some operations begin -> the package that brings them.
+_OPERATION_LIBRARIES = {"Scann>": "scann"}
 
 _Callable = Callable[..., list[Any]]
 
@@ -43,11 +45,10 @@ class SavedModelServable:
 
     def __init__(self, directory: Path) -> None:
         check_files(directory)
-        _load_operations(directory)
+        _check_operations(_operations(directory), directory)
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         try:
             meta_graph = _load(self._session, directory)
-            _check_variables(meta_graph, directory)
             self.signature_def = get_model_metadata_pb2.SignatureDefMap()
             for name, definition in meta_graph.signature_def.items():
                 self.signature_def.signature_def[name].CopyFrom(definition)
@@ -140,20 +141,46 @@ def check_files(directory: Path) -> None:
         raise ServingError(Code.DATA_LOSS, f"{manifest.MANIFEST} has an entry without `bytes` or `sha256`.") from None
 
 
-def _load_operations(directory: Path) -> None:
-    """Imports the packages whose operations the graph uses."""
-    path = directory / "saved_model.pb"
-    graph = path.read_bytes() if path.is_file() else b""
-    for mark, package in _OPERATION_LIBRARIES.items():
-        if mark in graph:
-            try:
-                importlib.import_module(package)
-            except ImportError:
-                raise ServingError(
-                    Code.NOT_FOUND,
-                    f"Op type not registered '{mark.decode()}...': the model needs the package `{package}`, which is "
-                    "not installed here.",
-                ) from None
+def _operations(directory: Path) -> set[str]:
+    """The operations of the `serve` graph and of its functions; none where the file cannot be parsed."""
+    saved_model = saved_model_pb2.SavedModel()
+    try:
+        saved_model.ParseFromString((directory / "saved_model.pb").read_bytes())
+    except (OSError, DecodeError):
+        return set()  # loading says what is wrong
+    graphs = [
+        graph.graph_def for graph in saved_model.meta_graphs if tf.saved_model.SERVING in graph.meta_info_def.tags
+    ]
+    functions = chain.from_iterable(function.node_def for graph in graphs for function in graph.library.function)
+    nodes = chain(chain.from_iterable(graph.node for graph in graphs), functions)
+    return {node.op for node in nodes}
+
+
+def _check_operations(operations: set[str], directory: Path) -> None:
+    """Imports the packages that bring operations, and refuses what would load and then fail every request."""
+    for prefix, package in _OPERATION_LIBRARIES.items():
+        needing = sorted(name for name in operations if name.startswith(prefix))
+        if needing:
+            _import(package, needing[0])
+    python = sorted(operations & _PYTHON_OPERATIONS)
+    if python:
+        raise ServingError(
+            Code.FAILED_PRECONDITION,
+            f"No OpKernel was registered to support Op '{python[0]}': a Python function cannot be exported.",
+        )
+    if operations & _VARIABLE_OPERATIONS and not (directory / "variables" / "variables.index").is_file():
+        raise ServingError(Code.DATA_LOSS, "The graph has variables, but variables/variables.index is missing.")
+
+
+def _import(package: str, operation: str) -> None:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise ServingError(
+            Code.NOT_FOUND,
+            f"Op type not registered '{operation}': the model needs the package `{package}`, which is not installed "
+            "here.",
+        ) from None
 
 
 def _load(session: Any, directory: Path) -> meta_graph_pb2.MetaGraphDef:
@@ -168,15 +195,6 @@ def _load(session: Any, directory: Path) -> meta_graph_pb2.MetaGraphDef:
         raise ServingError(code, f"The SavedModel cannot be read: {error}") from None
     except (RuntimeError, ValueError, KeyError, TypeError) as error:  # no `serve` graph, or one that cannot be built
         raise ServingError(Code.FAILED_PRECONDITION, f"The SavedModel cannot be loaded: {error}") from None
-
-
-def _check_variables(meta_graph: meta_graph_pb2.MetaGraphDef, directory: Path) -> None:
-    """Without `variables/` TensorFlow loads the graph all the same, and then every request fails."""
-    names = [node.name for node in meta_graph.graph_def.node if node.op in _VARIABLE_OPERATIONS]
-    if names and not (directory / "variables" / "variables.index").is_file():
-        raise ServingError(
-            Code.DATA_LOSS, f"The graph has {len(names)} variables, but variables/variables.index is missing."
-        )
 
 
 def read_warmup(directory: Path) -> Iterator[bytes]:

@@ -48,7 +48,7 @@ def test_f6_every_float_reads_back_the_same(dtype: type, pack: str) -> None:
     array = np.frombuffer(bits, dtype=dtype)
     array = np.concatenate([array[np.isfinite(array)], np.array([0.2, -0.0, 1e-45, 3.4028235e38], dtype=dtype)])
     back = value(array)
-    assert [struct.pack(pack, number) for number in back] == [number.tobytes() for number in array]  # type: ignore[attr-defined]
+    assert [struct.pack(pack, number) for number in back] == [number.tobytes() for number in array]
     assert "[0.2]" in predict_json({"y": np.array([0.2], dtype=dtype)}, by_row=True)
 
 

@@ -27,7 +27,7 @@ def b64(data: bytes) -> dict[str, str]:
     return {"b64": base64.b64encode(data).decode()}
 
 
-# C: models, versions, precedence
+# Section C, models and versions.
 
 
 def test_c1_unknown_model_and_version(client: Client) -> None:
@@ -98,7 +98,7 @@ def test_classify_and_regress_say_that_they_are_not_there(client: Client) -> Non
         assert f"{method} is not implemented" in client.error(f"/v1/models/half:{method}", {"examples": [{}]}, 501)
 
 
-# D: accepted
+# Section D, what is accepted.
 
 
 def test_d1_d15_rows_and_columns_give_the_same_arrays(client: Client) -> None:
@@ -205,7 +205,7 @@ def test_gzip_bodies(client: Client) -> None:
     assert client.http.post(HALF, content=b"{}", headers={"Content-Encoding": "br"}).status_code == 415
 
 
-# E: rejected
+# Section E, what is rejected.
 
 
 @pytest.mark.parametrize(
