@@ -94,7 +94,7 @@ class Evaluation:
 
     def write(self, directory: Path) -> None:
         """Writes `evaluation.json`, and the ranks beside it, so that runs can be compared query by query."""
-        self.ranks.write(_ranks_file(Path(directory), self.protocol["split"]))
+        self.ranks.write(ranks_file(Path(directory), self.protocol["split"]))
         write_json(Path(directory) / EVALUATION, self.document())
 
 
@@ -393,7 +393,8 @@ def _missing(num_codes: int, multivalued: bool) -> NDArray[np.int32]:
     return codes
 
 
-def _ranks_file(directory: Path, split: str) -> Path:
+def ranks_file(directory: Path, split: str) -> Path:
+    """Where the ranks of a split lie in a directory."""
     return directory / f"ranks_{split}.npz"
 
 
@@ -408,7 +409,7 @@ def _read_protocol(directory: Path) -> dict[str, Any]:
 
 
 def _read_ranks(directory: Path, split: str) -> Ranks:
-    path = _ranks_file(directory, split)
+    path = ranks_file(directory, split)
     try:
         return Ranks.read(path)
     except FileNotFoundError:
@@ -427,5 +428,6 @@ __all__ = [
     "encode_catalogue",
     "evaluate",
     "rank_queries",
+    "ranks_file",
     "recommend",
 ]

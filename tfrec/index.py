@@ -179,7 +179,7 @@ def tune(vectors: Matrix, queries: Matrix, k: int, target_recall: float) -> Scan
 
     def measure(parameters: ScannParameters) -> float:
         search.parameters = parameters
-        return recall(truth, _positions(search, queries, k))
+        return recall(truth, found_by(search, queries, k))
 
     reached = measure(best)
     while reached < target_recall:
@@ -192,7 +192,8 @@ def tune(vectors: Matrix, queries: Matrix, k: int, target_recall: float) -> Scan
     return best
 
 
-def _positions(search: ScannSearch, queries: Matrix, k: int) -> NDArray[np.int32]:
+def found_by(search: Search, queries: Matrix, k: int) -> NDArray[np.int32]:
+    """Positions `(Q, k)` that a search finds; -1 where it found fewer."""
     nothing = tf.fill([len(queries), 1], -1)
     positions, scores = search(tf.constant(queries), k, nothing)
     return np.where(np.isfinite(scores.numpy()), positions.numpy(), -1)
@@ -217,21 +218,16 @@ def recall(truth: NDArray[Any], found: NDArray[Any]) -> float:
 def build_search(
     vectors: Matrix, queries: Matrix, kind: str, *, k: int, target_recall: float
 ) -> tuple[ExactSearch | ScannSearch, dict[str, Any]]:
-    """A search of the kind asked for, and what the manifest says of it.
-
-    ScaNN's parameters are chosen on every second query, and its recall@k is measured on the others.
+    """A search of the kind asked for, and what describes it in a manifest.
 
     Args:
         vectors: `(V, D)`, one row an item.
-        queries: `(Q, D)`, a sample of what will be asked.
+        queries: `(Q, D)`, a sample of what will be asked; ScaNN's parameters are chosen on every second one.
         kind: `exact` or `scann`.
         k: items of an answer.
         target_recall: what ScaNN's parameters are chosen for.
     """
     if kind == "exact":
-        return ExactSearch(vectors), {"kind": kind, "recall": 1.0}
+        return ExactSearch(vectors), {"kind": kind}
     parameters = tune(vectors, queries[::2], k, target_recall)
-    search = ScannSearch(vectors, parameters)
-    others = queries[1::2] if len(queries) > 1 else queries
-    measured = recall(exact_top(vectors, others, k), _positions(search, others, k))
-    return search, {"kind": kind, "recall": measured, "queries": len(others), **asdict(parameters)}
+    return ScannSearch(vectors, parameters), {"kind": kind, **asdict(parameters)}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec.index import ExactSearch, ScannParameters, ScannSearch, build_search, exact_top, recall, tune
+from tfrec.index import ExactSearch, ScannParameters, ScannSearch, build_search, exact_top, found_by, recall, tune
 
 BRUTE = ScannParameters(leaves=0, leaves_to_search=0, reorder=0)
 
@@ -72,10 +72,13 @@ def test_small_catalogues_are_scored_whole():
 def test_scann_reaches_the_target_recall_without_searching_every_leaf():
     rng = np.random.default_rng(3)
     vectors, queries = clustered(rng, 15_000, 16), clustered(rng, 100, 16)
-    _, found = build_search(vectors, queries, "scann", k=20, target_recall=0.9)
-    assert found["recall"] > 0.85
-    assert found["queries"] == 50
-    assert 0 < found["leaves_to_search"] < found["leaves"]
+    search, described = build_search(vectors, queries, "scann", k=20, target_recall=0.9)
+    unseen = queries[1::2]
+    expected = [set(row) for row in by_hand(unseen @ vectors.T, [()] * 50, 20)]
+    found = [set(row) for row in found_by(search, unseen, 20)]
+    assert np.mean([len(one & other) / 20 for one, other in zip(expected, found, strict=True)]) > 0.85
+    assert described["kind"] == "scann"
+    assert 0 < described["leaves_to_search"] < described["leaves"]
 
 
 def test_recall_by_hand():

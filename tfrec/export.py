@@ -1,0 +1,185 @@
+"""Run -> MODELS/NAME/<version>/: a SavedModel that any TensorFlow Serving loads, checked before it gets its name."""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from tfrec import parity, publishing
+from tfrec.errors import UserError
+from tfrec.evaluation import encode_catalogue
+from tfrec.index import build_search
+from tfrec.manifest import published, sha256_of, verify, write_manifest
+from tfrec.models.shells import RetrievalModel
+from tfrec.runs import RUN, Run, read_record
+from tfrec.schema import SCHEMA
+from tfrec.signatures import RetrievalSignatures
+from tfrec.stock_loader import LoaderError, Outputs, Request, ask, scann_library
+from tfrec.transforms import FIRST_VALUE
+
+_FORMAT_VERSION = 1
+
+IndexKind = Literal["exact", "scann"]
+
+
+def export(run: Run, to: Path, *, index: IndexKind = "exact", not_worse_than: Path | None = None) -> list[Path]:
+    """Publishes the next version of a model and returns its directories, one a kind of index.
+
+    Everything is written under a temporary name, checked there (the lists of the run, of the SavedModel and of
+    TensorFlow's C++ loader must be the same; see `tfrec.parity`), flushed, and renamed. Whatever fails or is killed
+    leaves no version behind.
+
+    Args:
+        run: a trained retrieval model.
+        to: MODELS/NAME; versions are the numbers below it.
+        index: `scann` also writes MODELS/NAME_scann, with the same number and weights.
+        not_worse_than: MODELS/NAME of a model whose latest version this one may not be worse than.
+
+    Raises:
+        UserError: the run cannot be exported, is worse, or fails the gate.
+    """
+    to = Path(to)
+    _check_exportable(run)
+    if not_worse_than is not None:
+        publishing.refuse_worse(run, Path(not_worse_than))
+    version = publishing.next_version(to)
+    vectors = encode_catalogue(run.model, run.schema.num_items)
+    with ExitStack() as stack:
+        paths = {}
+        for kind, model in publishing.siblings(to, index).items():
+            paths[kind] = model / str(version)
+            directory = stack.enter_context(published(paths[kind], check=_check_files))
+            _Version(run, vectors, directory, kind).write(model.name)
+        for path in paths.values():
+            if path.exists():
+                raise UserError(f"{path}: another export published it meanwhile; run this one again.")
+    return list(paths.values())
+
+
+def _check_exportable(run: Run) -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"export needs Keras on TensorFlow, here it is on {keras.backend.backend()}; set KERAS_BACKEND=tensorflow "
+            "(a run trained on another backend loads as it is)."
+        )
+    if not isinstance(run.model, RetrievalModel):
+        raise UserError(f"{run.directory}: a {type(run.model).__name__}; only retrieval models can be exported.")
+    if not run.dataset.catalogue().item_ids[FIRST_VALUE:]:
+        raise UserError(f"{run.dataset.directory}: has an empty catalogue, so there is nothing to recommend.")
+
+
+def _check_files(directory: Path) -> None:
+    verify(directory, whole=True)
+
+
+class _Version:
+    """One version directory in the making.
+
+    Args:
+        run: what is published.
+        vectors: `(V - 2, D)` of every item, item 2 first.
+        directory: where it is written.
+        kind: of index.
+    """
+
+    def __init__(self, run: Run, vectors: NDArray[np.float32], directory: Path, kind: str) -> None:
+        self.run, self.vectors, self.directory, self.kind = run, vectors, directory, kind
+        self.catalogue = run.dataset.catalogue()
+        self.item_ids = self.catalogue.item_ids[FIRST_VALUE:]
+        self.k = min(run.config.export.k, len(vectors))
+        self.samples = parity.samples(run)
+
+    def write(self, name: str) -> None:
+        """Writes and checks everything; `name` is the model's."""
+        run, catalogue = self.run, self.catalogue
+        index = self._save()
+        publishing.write_display(self.directory, catalogue)
+        shutil.copyfile(run.directory / SCHEMA, self.directory / publishing.EXTRA / SCHEMA)
+        some = self.samples[0].request
+        warmup = list(publishing.warmup_requests(run.schema, catalogue, run.dataset.directory, some))
+        publishing.write_warmup(self.directory, name, warmup)
+        evaluation = publishing.copy_evaluation(run, self.directory)
+        figures = self._check(warmup)
+        index |= {"recall": figures.pop("recall")}
+        if index["recall"] < run.config.export.min_recall:
+            raise UserError(
+                f"index: recall of ScaNN is {index['recall']:.3f}, `export.min_recall` asks for "
+                f"{run.config.export.min_recall:g}; raise `index.target_recall`. Nothing was published."
+            )
+        record = read_record(run.directory)
+        write_manifest(
+            self.directory,
+            {
+                "format_version": _FORMAT_VERSION,
+                "model": dict(run.config.model),
+                "run": {"fingerprint": sha256_of(run.directory / RUN), "weights": record["weights"]},
+                "dataset": run.dataset.fingerprint,
+                "k": self.k,
+                "filter_seen": run.config.evaluation.filter_seen,
+                "index": index,
+                "parity": figures,
+                "evaluation": evaluation,
+            },
+        )
+
+    def _save(self) -> dict[str, Any]:
+        """Writes the SavedModel; returns what describes its index."""
+        run, catalogue = self.run, self.catalogue
+        queries = np.concatenate([np.asarray(run.model.encode_users(each.batch)) for each in self.samples])
+        search, index = build_search(
+            self.vectors,
+            queries.astype(np.float32),
+            self.kind,
+            k=self.k,
+            target_recall=run.config.index.target_recall,
+        )
+        module = RetrievalSignatures(
+            run.schema,
+            run.dataset.directory,
+            run.model,
+            item_ids=self.item_ids,
+            train_count=catalogue.train_count[FIRST_VALUE:],
+            search=search,
+            k=self.k,
+            filter_seen=run.config.evaluation.filter_seen,
+        )
+        options = tf.saved_model.SaveOptions(namespace_whitelist=["Scann"] if self.kind == "scann" else None)
+        tf.saved_model.save(module, str(self.directory), signatures=module.trace(run.model), options=options)
+        return index
+
+    def _check(self, warmup: Sequence[Request]) -> dict[str, Any]:
+        """Loads the SavedModel twice and compares its answers; returns the figures for the manifest."""
+        libraries = [scann_library()] if self.kind == "scann" else []
+        requests = [Request("recommend", each.request) for each in self.samples]
+        try:
+            by_loader = ask(self.directory, [*requests, *warmup], libraries)
+        except LoaderError as error:
+            raise UserError(f"parity: the C++ loader refuses the export: {error}; nothing was published.") from None
+        recommend = tf.saved_model.load(str(self.directory)).signatures["recommend"]
+        by_python = [_ask_python(recommend, request) for request in requests]
+        differences: dict[str, list[parity.Difference]] = {"saved_model": [], "cpp_loader": []}
+        recalls = []
+        for each, *answers in zip(self.samples, by_python, by_loader, strict=False):
+            scores = parity.run_scores(self.run, each.batch, self.vectors)
+            for name, answer in zip(differences, answers, strict=True):
+                if self.kind == "exact":
+                    differences[name].append(parity.compare(scores, answer, self.item_ids, name))
+            recalls.append(parity.recalls(scores, answers[1], self.item_ids))
+            parity.check_same(answers[0], answers[1])
+        return {
+            "queries": sum(len(each.batch["user"]) for each in self.samples),
+            "tolerance": parity.TOLERANCE,
+            "recall": float(np.concatenate(recalls).mean()),
+            **{name: parity.summary(found) for name, found in differences.items() if found},
+        }
+
+
+def _ask_python(recommend: Any, request: Request) -> Outputs:
+    inputs = {name: tf.constant(values.tolist(), values.dtype.type) for name, values in request.inputs.items()}
+    return {name: value.numpy() for name, value in recommend(**inputs).items()}
