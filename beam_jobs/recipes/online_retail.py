@@ -54,8 +54,7 @@ def write(directory: Path, inputs: list[Path], options: Options, needed: frozens
 
 def _read(path: Path) -> pl.DataFrame:
     if path.suffix == ".xlsx":
-        sheets = pl.read_excel(path, sheet_id=0, engine="calamine", infer_schema_length=0)
-        frame = pl.concat([sheet.cast(pl.String) for sheet in sheets.values()])
+        frame = _read_sheets(path)
     elif path.suffix == ".parquet":
         frame = pl.read_parquet(path)
     else:
@@ -74,6 +73,16 @@ def _read(path: Path) -> pl.DataFrame:
         pl.col("CustomerID").cast(pl.String).str.replace(r"\.0$", ""),
         pl.col("Country").cast(pl.String),
     )
+
+
+def _read_sheets(path: Path) -> pl.DataFrame:
+    try:
+        sheets = pl.read_excel(path, sheet_id=0, engine="calamine", infer_schema_length=0)
+    except ModuleNotFoundError:
+        raise UserError(
+            f"{path}: spreadsheets need the package `fastexcel`; `pip install fastexcel` adds it."
+        ) from None
+    return pl.concat([sheet.cast(pl.String) for sheet in sheets.values()])
 
 
 def _iso(times: pl.Series) -> pl.Series:

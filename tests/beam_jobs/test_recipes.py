@@ -210,3 +210,13 @@ def test_misspelt_recipes_and_options_get_a_suggestion(tmp_path):
 def test_without_a_recipe_nothing_changes(tmp_path):
     config = parse({"data": {"out": str(tmp_path / "out"), "events": {"files": ["mine.csv"]}}})
     assert prepare(config) is config
+
+
+def test_a_spreadsheet_without_its_reader_names_the_package(tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise ModuleNotFoundError("fastexcel")
+
+    monkeypatch.setattr(pl, "read_excel", missing)
+    (tmp_path / "book.xlsx").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"book.xlsx: spreadsheets need the package `fastexcel`"):
+        prepare(make_config(tmp_path, "online_retail", tmp_path / "book.xlsx"))
