@@ -226,6 +226,7 @@ def serve(
         command = tensorflow_model_server_command(
             models, rest_port=rest_port, grpc_port=grpc_port, poll_seconds=poll_seconds
         )
+        sys.stderr.write(f"{_BINARY} listens on every address; --engine builtin keeps to {host}.\n")
         os.execvp(command[0], command)
     stop = threading.Event()
 
@@ -250,15 +251,15 @@ def serve(
 
 
 def _wants_binary(engine: Engine, models: Path, host: str, rest_port: int, grpc_port: int) -> bool:
-    """Whether to serve with TensorFlow's binary: it listens on every address, takes no free ports and lacks ScaNN."""
+    """Whether to serve with TensorFlow's binary, which takes no free ports and lacks ScaNN."""
     installed = shutil.which(_BINARY) is not None
-    if engine == "tensorflow_model_server":
+    if engine == _BINARY:
         if not installed:
             raise UserError(f"{_BINARY}: not on PATH; install it or use the built-in server (--engine builtin).")
-        if 0 in (rest_port, grpc_port) or host != "0.0.0.0":
-            raise UserError(f"{_BINARY} listens on every address at ports given: use --host 0.0.0.0 and no port 0.")
+        if 0 in (rest_port, grpc_port):
+            raise UserError(f"{_BINARY}: finds no free ports by itself; give both, or use --engine builtin.")
         return True
-    if not installed or 0 in (rest_port, grpc_port) or host != "0.0.0.0":
+    if not installed or 0 in (rest_port, grpc_port) or host not in ("127.0.0.1", "0.0.0.0"):
         return False
     return not any(_uses_scann(source.base_path) for source in _sources(models)().values())
 

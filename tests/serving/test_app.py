@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from tensorflow_serving.config import model_server_config_pb2
 from serving import app, model_config
 from serving.app import ModelServer, serve, tensorflow_model_server_command
 from serving.rest import Limits
-from serving.versions import ModelSource
 from tests.serving.saved_models import Client, predict_request, publish, save_half_plus
 from tests.serving.test_versions import wait_until
 from tfrec.errors import UserError
@@ -339,16 +338,18 @@ def test_command_leaves_scann_out(tmp_path: Path) -> None:
         tensorflow_model_server_command(tmp_path)
 
 
-def test_engine_of_choice(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_sources", lambda models: lambda: {"half": ModelSource(models / "half")})
+def test_engine_of_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = tmp_path / "models" / "shop" / "1" / "saved_model.pb"
+    graph.parent.mkdir(parents=True)
+    graph.write_bytes(b"MatMul")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="not on PATH"):
-        serve(models, engine="tensorflow_model_server")
+        serve(tmp_path / "models", engine="tensorflow_model_server")
     binary = tmp_path / "tensorflow_model_server"
     binary.write_text("#!/bin/sh\n")
     binary.chmod(0o755)
-    with pytest.raises(UserError, match="listens on every address"):
-        serve(models, engine="tensorflow_model_server", rest_port=0)
+    with pytest.raises(UserError, match="finds no free ports by itself"):
+        serve(tmp_path / "models", engine="tensorflow_model_server", rest_port=0)
     run: list[list[str]] = []
 
     def become(name: str, command: list[str]) -> None:
@@ -356,9 +357,43 @@ def test_engine_of_choice(models: Path, tmp_path: Path, monkeypatch: pytest.Monk
         raise SystemExit(0)
 
     monkeypatch.setattr(os, "execvp", become)
-    config = tmp_path / "chosen.config"
-    monkeypatch.setattr(model_config, "write", lambda path, base_paths: config.write_text(str(path)))
     with pytest.raises(SystemExit):
-        serve(models, host="0.0.0.0", engine="auto")
+        serve(tmp_path / "models", engine="auto")
     assert run[0][0] == "tensorflow_model_server"
-    assert config.read_text() == str(models / "models.config")
+    assert "listens on every address" in capsys.readouterr().err
+    assert list(model_config.read(tmp_path / "models" / "models.config")) == ["shop"]
+
+
+@pytest.mark.parametrize(
+    ("options", "operation"), [({"rest_port": 0}, b""), ({"host": "10.0.0.1"}, b""), ({}, b"Scann>Search")]
+)
+def test_auto_keeps_to_the_built_in_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], operation: bytes
+) -> None:
+    """Where the binary could not do what is asked."""
+    graph = tmp_path / "models" / "shop" / "1" / "saved_model.pb"
+    graph.parent.mkdir(parents=True)
+    graph.write_bytes(operation)
+    binary = tmp_path / "tensorflow_model_server"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    chosen: list[str] = []
+
+    class Stop(Exception):  # noqa: N818 - ends the call where the built-in server would begin
+        pass
+
+    def built_in(models: Path, **options: Any) -> ModelServer:
+        chosen.append(models.name)
+        raise Stop
+
+    monkeypatch.setattr(app, "ModelServer", built_in)
+    with pytest.raises(Stop):
+        serve(tmp_path / "models", engine="auto", **options)
+    assert chosen == ["models"]
+
+
+def test_deployed_models_config_is_read() -> None:
+    (source,) = model_config.read(Path(app.__file__).parent / "deploy" / "models.config").values()
+    assert source.base_path == Path("/models/shop")
+    assert source.policy([1, 7, 3]) == ([7, 3, 1], 1)
