@@ -8,13 +8,10 @@ from tests.tfrec.objectives.test_multi_step import TokenTable, token_arrays
 from tfrec.objectives import build_objective
 
 SECTIONS = [
-    {"name": "full_softmax"},
     {"name": "sampled_softmax", "num_negatives": 4},
     {"name": "sampled_softmax", "num_negatives": 4, "negatives": "shared"},
     {"name": "in_batch_softmax", "num_negatives": 4},
     {"name": "in_batch_softmax", "negatives": "same_step"},
-    {"name": "multi_step", "negatives": "mixed"},
-    {"name": "multi_step", "negatives": "same_step"},
     {"name": "listwise_multi_step", "negatives": "same_step"},
     {"name": "listwise_multi_step", "negatives": "full", "null_logit": True},
 ]

@@ -197,6 +197,21 @@ def first_step(batch, state, vectors):
     return np.mean(terms)
 
 
+def test_rows_in_another_order_and_more_padding_change_nothing():
+    batch, (state, vectors), matrices = (
+        make_batch(2, rows=8, length=8),
+        make_arrays(2, rows=8, length=8),
+        kernel(5, 2, 4, 4),
+    )
+    options = {"matrices": matrices, "negatives": "full", "token_weight": 0}
+    before, _ = run(*make(ListwiseMultiStep, batch, **options), state, Table(vectors))
+    order = np.random.default_rng(0).permutation(8)
+    moved = {name: np.pad(value[order], ((0, 0), (0, 5))) for name, value in batch.items()}
+    noise = np.full((8, 5, 4), 7.0, np.float32)
+    after, _ = run(*make(ListwiseMultiStep, moved, **options), np.concatenate([state[order], noise], 1), Table(vectors))
+    assert after == pytest.approx(before, rel=1e-5)
+
+
 def test_gate_does_not_overflow():
     batch, (state, vectors) = make_batch(2, rows=8, length=8), make_arrays(2, rows=8, length=8)
     objective, prepared = make(ListwiseMultiStep, batch, negatives="full", token_weight=0)
