@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from beam_jobs.statistics import Counts, account_table, add_up, check_rejected, 
 from beam_jobs.validation import MICROSECONDS
 from tfrec.config import Config, Filters, load
 from tfrec.errors import UserError
-from tfrec.manifest import published, read_manifest, write_json, write_manifest
+from tfrec.manifest import MANIFEST, published, read_manifest, write_json, write_manifest
 from tfrec.schema import Schema
 
 logger = logging.getLogger("beam_jobs")
@@ -43,6 +44,7 @@ EVENTS_A_BUCKET = 500_000
 _MOST_BUCKETS = 4096
 _ITEMS_A_BUCKET = 200_000
 _DAY_SECONDS = 86_400
+_BEAM_SUFFIX = " [while running"  # Beam adds the step to the message of whatever a worker raises
 
 
 def run(config: Config, beam_options: Sequence[str] = ()) -> Path:
@@ -59,6 +61,7 @@ def run(config: Config, beam_options: Sequence[str] = ()) -> Path:
     config = recipes.prepare(config)
     plan = make_plan(config)
     target = Path(config.data.out)
+    _check_target(target)
     with published(target) as directory, _staging(directory) as staging:
         num_buckets = count_buckets(plan)
         logger.info("reading %s into %d buckets", ", ".join(log.kind for log in plan.logs), num_buckets)
@@ -72,10 +75,30 @@ def run(config: Config, beam_options: Sequence[str] = ()) -> Path:
     return target
 
 
+def _check_target(target: Path) -> None:
+    """A dataset may be replaced, anything else may not."""
+    if target.exists() and not (target / MANIFEST).exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists and is no dataset, so it is not replaced; choose another `data.out`.")
+
+
 def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     """Beam's options; the runner is FnApiRunner unless one is named (DirectRunner would look for Prism)."""
     named = any(argument.split("=")[0] == "--runner" for argument in arguments)
     return PipelineOptions([*arguments] if named else ["--runner=FnApiRunner", *arguments])
+
+
+@contextmanager
+def _pipeline(options: PipelineOptions) -> Iterator[beam.Pipeline]:
+    """A pipeline that runs at the end; a `UserError` of a worker comes out as one, whatever the runner made of it."""
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            yield pipeline
+    except (UserError, RuntimeError) as error:
+        text = str(error)
+        found = [text] if isinstance(error, UserError) else re.findall(r"UserError: (.*)", text)
+        if not found:
+            raise
+        raise UserError(found[-1].split(_BEAM_SUFFIX)[0]) from None
 
 
 @contextmanager
@@ -97,7 +120,7 @@ def count_buckets(plan: Plan) -> int:
 
 def read_logs(plan: Plan, staging: Path, directory: Path, num_buckets: int, options: PipelineOptions) -> None:
     """First pipeline: logs to checked rows in buckets, rejects, and the first part of the account."""
-    with beam.Pipeline(options=options) as pipeline:
+    with _pipeline(options) as pipeline:
         counts, rejects = [], []
         for log in plan.logs:
             buckets = num_buckets
@@ -122,7 +145,7 @@ def arrange_buckets(plan: Plan, staging: Path, num_buckets: int, options: Pipeli
     filters = plan.config.data.filters
     if filters.k_core or filters.min_item_events > 1 or filters.min_user_events > 1:
         _filter_infrequent(staging, filters)
-    with beam.Pipeline(options=options) as pipeline:
+    with _pipeline(options) as pipeline:
         names = [bucket_name(bucket) for bucket in range(num_buckets)]
         _ = (
             pipeline
@@ -224,7 +247,7 @@ def write_dataset(
     num_files = count_files(len(fitted.train_count) - 2)
     items = ItemFiles(staging, directory, schema.side("item"), schema.display, num_files)
     histories = HistoryFiles(staging, directory, schema, num_buckets)
-    with beam.Pipeline(options=options) as pipeline:
+    with _pipeline(options) as pipeline:
         written = (
             pipeline | "Write the catalogue" >> WriteItems(items, plan.items, fitted.train_count),
             pipeline | "Write all histories" >> WriteHistories(histories),
@@ -261,15 +284,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="overrides a key of the file")
     parser.add_argument("beam_options", nargs="*", help="options for Beam, after --")
     parsed = parser.parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
     logger.setLevel(logging.INFO)
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that are told below
     try:
         path = run(load(parsed.config, parsed.set), parsed.beam_options)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except OSError as error:
-        sys.stderr.write(f"error: {error.filename or ''}: {error.strerror or error}\n")
+        sys.stderr.write(f"error: {str(error).split(_BEAM_SUFFIX)[0]}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted; nothing was written.\n")

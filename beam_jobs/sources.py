@@ -236,7 +236,7 @@ def _estimated_rows(file: LogFile) -> int:
 def _read_parquet(fragment: Fragment, columns: Sequence[str], source: Source) -> Iterator[Batch]:
     path, row = fragment.file.path, fragment.first_row
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-        parquet = pa.parquet.ParquetFile(file)
+        parquet = pa.parquet.ParquetFile(file, page_checksum_verification=True)
         for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=list(fragment.row_groups), columns=list(columns)):
             frame = pl.DataFrame(pa.Table.from_batches([batch]))
             yield Batch(fragment.file, _numbered(frame, range(row, row + len(frame))))

@@ -109,9 +109,13 @@ def positions(series: pl.Series, texts: pl.Series) -> pl.Series:
     return series.cast(pl.Enum(texts), strict=False).to_physical().cast(pl.UInt32)
 
 
-@lru_cache(maxsize=4)
 def all_item_ids(path: Path) -> pl.Series:
     """The ids of every item that any log names, sorted (what `write_item_ids` wrote)."""
+    return _item_ids(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _item_ids(path: Path, written: int) -> pl.Series:
     return pl.read_ipc(path)["text"]
 
 

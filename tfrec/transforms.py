@@ -60,9 +60,11 @@ class Bins(_Spec):
         """Rows that an embedding table needs: padding, missing and `len(boundaries) + 1` bins."""
         return FIRST_VALUE + len(self.boundaries) + 1
 
-    def encode(self, values: Iterable[float | None], directory: Path | None = None) -> Codes:
+    def encode(self, values: Iterable[float | None] | NDArray[np.float64], directory: Path | None = None) -> Codes:
         """Codes `(N,)`; None and NaN are missing. `directory` is not needed: the boundaries are in the schema."""
-        array = np.array([np.nan if value is None else value for value in values], np.float64)
+        if not isinstance(values, np.ndarray):
+            values = [np.nan if value is None else value for value in values]
+        array = np.asarray(values, np.float64)
         bins = np.searchsorted(np.array(self.boundaries, np.float64), array, side="right") + FIRST_VALUE
         return np.where(np.isnan(array), UNKNOWN, bins).astype(np.int32)
 
@@ -191,13 +193,27 @@ def write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     np.savez(path, **arrays)  # type: ignore[arg-type]  # the stub takes array keywords for its own options
 
 
-@lru_cache(maxsize=64)
 def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Reads what `write_arrays` wrote."""
+    """Reads what `write_arrays` wrote, once as long as the file stays as it is."""
+    return _arrays(path, _stamp(path))
+
+
+@lru_cache(maxsize=64)
+def _arrays(path: Path, stamp: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
 
 
-@lru_cache(maxsize=64)
 def _codes_by_value(path: Path) -> dict[str, int]:
+    return _codes(path, _stamp(path))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is written again under the same name."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino
+
+
+@lru_cache(maxsize=64)
+def _codes(path: Path, stamp: tuple[int, int]) -> dict[str, int]:
     return {value: code for code, value in enumerate(read_values(path), start=FIRST_VALUE)}

@@ -1,0 +1,133 @@
+import gzip
+import json
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from beam_jobs.sources import ROW, list_fragments, open_log, read_batches
+from tfrec.config import Source
+from tfrec.errors import UserError
+
+FRAME = pl.DataFrame(
+    {"user_id": ["a", "b", "c,d", 'e"f'], "item_id": ["1", "2", "3", "4"], "time": ["10", "20", None, "40"]}
+)
+
+
+def read_all(source, columns=("user_id", "item_id", "time"), kind="events"):
+    """All rows of a log as one frame with the file's name, and all broken lines."""
+    frames, broken = [], []
+    for fragment in list_fragments(open_log(kind, source)):
+        for batch in read_batches(fragment, columns, source):
+            broken += [(batch.file.name, *line) for line in batch.broken]
+            if len(batch.frame):
+                frames.append(batch.frame.with_columns(file=pl.lit(batch.file.name)))
+    return pl.concat(frames), broken
+
+
+def write_csv(path, text, **options):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, **options)
+    return str(path)
+
+
+def test_every_format_gives_the_same_rows(tmp_path):
+    FRAME.write_csv(tmp_path / "log.csv")
+    FRAME.write_csv(tmp_path / "log.tab.csv", separator="\t")
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes()))
+    with pa.output_stream(tmp_path / "log.csv.zst", compression="zstd") as file:
+        file.write((tmp_path / "log.csv").read_bytes())
+    FRAME.write_parquet(tmp_path / "log.parquet", row_group_size=2)
+    FRAME.write_ndjson(tmp_path / "log.jsonl")
+    for name in ("log.csv", "log.tab.csv", "log.csv.gz", "log.csv.zst", "log.parquet", "log.jsonl"):
+        delimiter = "\t" if "tab" in name else ","
+        rows, broken = read_all(Source(files=[str(tmp_path / name)], delimiter=delimiter))
+        assert rows.drop("file").equals(FRAME.with_columns(pl.Series(ROW, [1, 2, 3, 4]))), name
+        assert broken == []
+
+
+def test_files_are_sorted_and_named_below_their_shared_folder(tmp_path):
+    for folder in ("2024", "2023"):
+        write_csv(tmp_path / folder / "log.csv", f"user_id,item_id,time\n{folder},i,1\n")
+    log = open_log("events", Source(files=[str(tmp_path / "2024" / "log.csv"), str(tmp_path / "*" / "*.csv")]))
+    assert [(file.name, file.index) for file in log.files] == [("2023/log.csv", 0), ("2024/log.csv", 1)]
+    alone = open_log("events", Source(files=[str(tmp_path / "2024" / "log.csv")]))
+    assert [file.name for file in alone.files] == ["log.csv"]
+
+
+def test_parquet_row_groups_are_read_in_parts_that_know_their_rows(tmp_path):
+    table = pa.table({"user_id": range(600_000), "item_id": range(600_000), "time": range(600_000)})
+    pa.parquet.write_table(table, tmp_path / "log.parquet", row_group_size=100_000)
+    source = Source(files=[str(tmp_path / "log.parquet")])
+    log = open_log("events", source)
+    assert log.estimated_rows == 600_000
+    assert log.integer_columns == {"user_id", "item_id", "time"}
+    fragments = list_fragments(log)
+    assert [(one.row_groups, one.first_row) for one in fragments] == [((0, 1, 2), 1), ((3, 4, 5), 300_001)]
+    batches = list(read_batches(fragments[1], ["user_id"], source))
+    assert [len(batch.frame) for batch in batches] == [262_144, 37_856]
+    assert all((batch.frame[ROW] == batch.frame["user_id"] + 1).all() for batch in batches)
+
+
+def test_broken_csv_lines_are_told_by_their_row(tmp_path):
+    path = write_csv(tmp_path / "log.csv", 'user_id,item_id,time\na,1,5\nb,2\nc,3,7\n"d\nd",4,8,9\ne,5,\n')
+    rows, broken = read_all(Source(files=[path]))
+    assert rows.select("user_id", ROW).rows() == [("a", 1), ("c", 3), ("e", 5)]
+    assert [(name, row, rule) for name, row, _, rule in broken] == [
+        ("log.csv", 2, "has 2 columns, must have 3"),
+        ("log.csv", 4, "has 4 columns, must have 3"),
+    ]
+
+
+def test_a_csv_without_header_and_in_another_encoding(tmp_path):
+    path = write_csv(tmp_path / "log.csv", "a;Käse;1\nb\n", encoding="latin-1")
+    header = ("user_id", "item_id", "time")
+    rows, broken = read_all(Source(files=[path], header=header, delimiter=";", encoding="latin-1"))
+    assert rows.select("item_id", ROW).rows() == [("Käse", 1)]
+    assert [line[1] for line in broken] == [2]
+    with pytest.raises(UserError, match=r"log.csv: cannot be read: .*invalid UTF8.* Set `encoding` of the source"):
+        read_all(Source(files=[path], header=header, delimiter=";"))
+
+
+def test_json_lines_of_mixed_types_and_broken_ones(tmp_path):
+    lines = [
+        json.dumps({"user_id": 7, "item_id": "x", "time": 1.5, "tags": ["a", "b"]}),
+        "{broken",
+        json.dumps({"user_id": "seven", "item_id": "y", "time": 2}),
+        "",
+        "[1]",
+        json.dumps({"user_id": True, "item_id": "2024-01-01T00:00:00"}),
+    ]
+    path = write_csv(tmp_path / "log.jsonl", "\n".join(lines) + "\n")
+    rows, broken = read_all(Source(files=[path]), columns=["user_id", "item_id", "time", "tags"])
+    assert rows[ROW].to_list() == [1, 3, 6]
+    assert rows["user_id"].to_list() == ["7", "seven", "true"]
+    assert rows["item_id"].to_list() == ["x", "y", "2024-01-01T00:00:00"]
+    assert rows["time"].to_list() == [1.5, 2.0, None]
+    assert rows["tags"].to_list() == [["a", "b"], None, None]
+    assert [(row, rule) for _, row, _, rule in broken] == [(2, "must be a JSON object"), (5, "must be a JSON object")]
+
+
+def test_what_is_missing_is_named_with_the_nearest_there_is(tmp_path):
+    path = write_csv(tmp_path / "log.csv", "user,item_id,time\na,1,5\n")
+    with pytest.raises(UserError, match=r"nothing\*.csv: no such file, which `data.events.files` names"):
+        open_log("events", Source(files=[str(tmp_path / "nothing*.csv")]))
+    with pytest.raises(UserError, match=r"log.csv: no column for role `user_id`; .*Columns: user, item_id, time"):
+        open_log("events", Source(files=[path]))
+    with pytest.raises(UserError, match=r"log.csv: no column `usr`, .*did you mean `user`\?"):
+        open_log("events", Source(files=[path], columns={"user_id": "usr"}))
+    with pytest.raises(UserError, match=r"`data.events.columns.itemid`: no such role; did you mean `item_id`\?"):
+        open_log("events", Source(files=[path], columns={"user_id": "user", "itemid": "item_id"}))
+    with pytest.raises(UserError, match="the suffix names no format"):
+        open_log("events", Source(files=[write_csv(tmp_path / "log.dat", "x")]))
+
+
+def test_damaged_files_are_told_in_one_line(tmp_path):
+    FRAME.write_parquet(tmp_path / "cut.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "cut.parquet").read_bytes()[:-20])
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"user_id,item_id,time\n" + b"a,b,1\n" * 10_000)[:60])
+    write_csv(tmp_path / "empty.csv", "")
+    for name in ("cut.parquet", "cut.csv.gz", "empty.csv"):
+        with pytest.raises(UserError, match=rf"{name}: cannot be read: [^\n]*$"):
+            read_all(Source(files=[str(tmp_path / name)]))
