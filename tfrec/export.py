@@ -78,6 +78,15 @@ def _check_files(directory: Path) -> None:
     verify(directory, whole=True)
 
 
+def check_recall(recall: float, minimum: float) -> None:
+    """Raises a `UserError` where an index finds too little of what exact search finds."""
+    if recall < minimum:
+        raise UserError(
+            f"index: recall of ScaNN is {recall:.3f}, `export.min_recall` asks for {minimum:g}; raise "
+            "`index.target_recall`. Nothing was published."
+        )
+
+
 class _Version:
     """One version directory in the making.
 
@@ -107,11 +116,7 @@ class _Version:
         evaluation = publishing.copy_evaluation(run, self.directory)
         figures = self._check(warmup)
         index |= {"recall": figures.pop("recall")}
-        if index["recall"] < run.config.export.min_recall:
-            raise UserError(
-                f"index: recall of ScaNN is {index['recall']:.3f}, `export.min_recall` asks for "
-                f"{run.config.export.min_recall:g}; raise `index.target_recall`. Nothing was published."
-            )
+        check_recall(index["recall"], run.config.export.min_recall)
         record = read_record(run.directory)
         write_manifest(
             self.directory,
