@@ -107,7 +107,7 @@ def make_statistics(staging: Path, directory: Path, plan: Plan, schema: Schema, 
     document: dict[str, Any] = {
         "counts": schema.counts,
         "events_by_split": events,
-        "history_length": _weighted_quantiles(read_parts(staging, "length")),
+        "history_length": weighted_quantiles(read_parts(staging, "length")),
         "items": _item_statistics(fitted.train_count[FIRST_VALUE:]),
         "features": {
             feature.name: _feature_statistics(staging, directory, feature)
@@ -139,7 +139,7 @@ def _split_counts(parts: pl.DataFrame, column: str) -> list[int]:
     return [int(counts.get(split, 0)) for split in range(3)]
 
 
-def _weighted_quantiles(parts: pl.DataFrame) -> dict[str, float]:
+def weighted_quantiles(parts: pl.DataFrame) -> dict[str, float]:
     """Quantiles (nearest rank) and mean of lengths, each counted `users` times."""
     counts = parts.group_by("length").agg(pl.sum("users")).sort("length")
     lengths, weights = counts["length"].to_numpy(), counts["users"].to_numpy()

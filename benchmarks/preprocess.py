@@ -1,0 +1,136 @@
+"""Times `beam_jobs.preprocess` against a polars script on generated events: `python benchmarks/preprocess.py --events N`.
+
+What is measured: a Parquet log (user, item, time in seconds, in the order of time) becomes per-user histories with item
+codes by falling training count, session numbers and leave-one-out splits. Ours reads, checks every value, shuffles by
+user, accounts for every row and writes tf.train.Example TFRecords, vocabulary, statistics and a hashed manifest. The
+polars script works the same columns out of the same file in one process and writes them as Parquet. Both run in a
+process of their own, one after the other, `--repeats` times, with the same number of threads; the fastest run of each
+counts. Peak memory is the process's own (ru_maxrss). The last line of stdout is one JSON document.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+EVENTS_A_USER = 50
+NUM_ITEMS = 100_000
+SESSION_GAP_SECONDS = 1800
+FIRST_SECOND = 1_600_000_000
+LIMIT = 2.5
+
+
+def generate(path: Path, num_events: int, seed: int) -> None:
+    """Events by rising time: skewed users and items, texts as ids."""
+    rng = np.random.default_rng(seed)
+    users = max(num_events // EVENTS_A_USER, 10)
+    time_ = FIRST_SECOND + np.sort(rng.integers(0, 90 * 86_400, num_events))
+    frame = pl.DataFrame(
+        {
+            "user_id": (users * rng.random(num_events) ** 1.5).astype(np.int64),
+            "item_id": (NUM_ITEMS * rng.random(num_events) ** 3).astype(np.int64),
+            "time": time_,
+        }
+    )
+    texts = frame.with_columns(
+        pl.format("u{}", "user_id").alias("user_id"), pl.format("i{}", "item_id").alias("item_id")
+    )
+    texts.write_parquet(path, row_group_size=1 << 19)
+
+
+def run_ours(events: Path, out: Path) -> None:
+    """Our job on the generated log."""
+    from beam_jobs.preprocess import run
+    from tfrec.config import parse
+
+    run(parse({"data": {"out": str(out), "events": {"files": [str(events)]}}}))
+
+
+def run_polars(events: Path, out: Path) -> None:
+    """The same columns by polars alone: one row a user, lists of events, as Parquet."""
+    frame = pl.read_parquet(events).sort("user_id", "time", maintain_order=True)
+    length, place = pl.len().over("user_id"), pl.int_range(pl.len()).over("user_id")
+    frame = frame.with_columns(length.alias("length"), place.alias("place"))
+    left = pl.col("length") - pl.col("place")  # 1 for the last event
+    frame = frame.with_columns(
+        pl.when(pl.col("length") < 3)
+        .then(0)
+        .when(left == 1)
+        .then(2)
+        .when(left == 2)
+        .then(1)
+        .otherwise(0)
+        .cast(pl.Int8)
+        .alias("split"),
+        ((pl.col("time").diff() > SESSION_GAP_SECONDS) | (pl.col("place") == 0)).alias("cut"),
+    )
+    counts = frame.group_by("item_id").agg((pl.col("split") == 0).sum().alias("train_count"))
+    counts = counts.sort(["train_count", "item_id"], descending=[True, False]).with_row_index("item", offset=2)
+    frame = frame.with_columns(pl.col("cut").cum_sum().over("user_id").alias("session"))
+    frame = frame.join(counts.select("item_id", "item"), on="item_id", how="left", maintain_order="left")
+    origin = frame["time"].min() // 86_400 * 86_400
+    histories = frame.group_by("user_id", maintain_order=True).agg("item", pl.col("time") - origin, "session", "split")
+    out.mkdir()
+    counts.write_parquet(out / "items.parquet")
+    histories.write_parquet(out / "histories.parquet")
+
+
+def measure(name: str, events: Path, folder: Path, threads: int) -> dict[str, float]:
+    """Seconds and peak memory of one run in a process of its own."""
+    out = folder / f"out-{name}"
+    environment = dict(os.environ, POLARS_MAX_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
+    command = [sys.executable, __file__, "--only", name, "--log", str(events), "--out", str(out)]
+    start = time.perf_counter()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        answer, _ = process.communicate()
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f"{name} failed")
+    subprocess.run(["rm", "-rf", str(out)], check=True)
+    return {"seconds": seconds, **json.loads(answer.splitlines()[-1])}
+
+
+def main() -> None:
+    """Generates, runs both, prints a table and one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=200_000, help="events to generate")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each; the fastest counts")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of polars and Arrow")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the events")
+    parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
+    parser.add_argument("--only", choices=("ours", "polars"), help=argparse.SUPPRESS)
+    parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        {"ours": run_ours, "polars": run_polars}[arguments.only](arguments.log, arguments.out)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        print(json.dumps({"peak_bytes": usage.ru_maxrss * 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        events = Path(folder) / "events.parquet"
+        generate(events, arguments.events, arguments.seed)
+        runs: dict[str, list[dict[str, float]]] = {"polars": [], "ours": []}
+        for _ in range(arguments.repeats):
+            for name, found in runs.items():
+                found.append(measure(name, events, Path(folder), arguments.threads))
+    best = {name: min(found, key=lambda one: one["seconds"]) for name, found in runs.items()}
+    ratio = best["ours"]["seconds"] / best["polars"]["seconds"]
+    print(f"{'':8}{'seconds':>10}{'CPU s':>10}{'events/s':>12}{'peak GiB':>10}")
+    for name, one in best.items():
+        rate, peak = arguments.events / one["seconds"], one["peak_bytes"] / 2**30
+        print(f"{name:8}{one['seconds']:>10.2f}{one['cpu_seconds']:>10.2f}{rate:>12,.0f}{peak:>10.2f}")
+    print(f"ours / polars: {ratio:.2f} (bar: at most {LIMIT} at 20 million events)")
+    print(json.dumps({"events": arguments.events, "threads": arguments.threads, "ratio": ratio, **best}))
+
+
+if __name__ == "__main__":
+    main()

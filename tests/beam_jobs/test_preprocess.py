@@ -1,0 +1,245 @@
+import itertools
+import json
+from collections import Counter
+
+import polars as pl
+import pytest
+import yaml
+
+from beam_jobs.preprocess import main, pipeline_options, run
+from tests.beam_jobs.logs import (
+    config_of,
+    histories_of,
+    make_events,
+    make_impressions,
+    make_items,
+    split_of,
+    write_logs,
+)
+from tests.beam_jobs.records import read_examples
+from tfrec import manifest
+from tfrec.config import parse
+from tfrec.errors import UserError
+from tfrec.schema import Schema
+
+ORIGIN = 1_600_000_000 // 86_400 * 86_400
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A dataset made of all four logs, and its folder of logs."""
+    folder = tmp_path_factory.mktemp("logs")
+    write_logs(folder)
+    return run(parse(config_of(folder, folder / "dataset"))), folder
+
+
+def bytes_of(directory):
+    return {name: (directory / name).read_bytes() for name in [*manifest.list_files(directory), "manifest.json"]}
+
+
+def raw_ids(directory):
+    return ["", "", *Schema.read(directory).item_vocabulary.read(directory)]
+
+
+def test_the_directory_is_whole_and_accounts_for_every_row(whole):
+    directory, _ = whole
+    account = manifest.verify(directory, whole=True)["account"]
+    users = {row["user_id"] for row in make_events()}
+    impressions = Counter(row["user_id"] in users for row in make_impressions())
+    totals = {kind: [log[name] for name in ("input", "accepted", "stored")] for kind, log in account.items()}
+    assert totals == {
+        "events": [300, 300, 300],
+        "items": [22, 22, 22],
+        "users": [26, 26, len(users - {"u0"})],
+        "impressions": [120, 120, impressions[True]],
+    }
+    reason = account["impressions"]["files"]["impressions.csv"]["filtered"]
+    assert reason == {"user without stored events": impressions[False]}
+    records = {
+        name: entry["records"]
+        for name, entry in manifest.read_manifest(directory)["files"].items()
+        if "records" in entry
+    }
+    assert records["histories/histories-00000-of-00001.tfrecord"] == len(users)
+
+
+def test_histories_hold_every_event_in_order(whole):
+    directory, _ = whole
+    schema, ids = Schema.read(directory), raw_ids(directory)
+    expected = histories_of(make_events())
+    found = read_examples(directory, "histories")
+    assert [example["user_id"][0].decode() for example in found] == sorted(expected)
+    for example in found:
+        rows = expected[example["user_id"][0].decode()]
+        assert [ids[item] for item in example["item"]] == [row["item_id"] for row in rows]
+        assert [time + ORIGIN for time in example["time"]] == [row["time"] for row in rows]
+        assert [schema.event_types[code - 2] for code in example["event_type"]] == [row["event_type"] for row in rows]
+        assert example["label_liked"] == [int(row["stars"] >= 4) for row in rows]
+        assert example["split"] == split_of(rows)
+        gaps = [b["time"] - a["time"] > 1800 for a, b in itertools.pairwise(rows)]
+        assert example["session"] == [1 + sum(gaps[:place]) for place in range(len(rows))]
+
+
+def test_codes_are_those_of_the_transforms(whole):
+    directory, _ = whole
+    schema = Schema.read(directory)
+    items = {row["item_id"]: row for row in make_items()}
+    found = read_examples(directory, "items")
+    assert [example["item"][0] for example in found] == list(range(2, schema.num_items))
+    for example in found:
+        row = items.get(example["item_id"][0].decode(), dict.fromkeys(next(iter(items.values()))))
+        for name in ("brand", "price"):
+            transform = schema.feature(name).transform
+            assert example[f"item_{name}"] == transform.encode([row[name]], directory).tolist(), (name, row)
+        tags = schema.feature("tags").transform.encode(row["tags"] or [None], directory).tolist()
+        assert example["item_tags"] == ([*tags[:3], 0, 0, 0])[:3]
+        assert example["display_title"] == [(row["title"] or "").encode()]
+        text = schema.feature("text")
+        vector = text.encoder.encode([row["title"]], directory)
+        assert example["item_text"] == text.transform.encode(vector, directory)[0].tolist()
+        assert (example["item_image"] == [1, 1]) == (row["image"] is None)
+        if row["image"]:
+            assert example["vector_image"] == pytest.approx(row["image"], rel=1e-6)
+
+
+def test_event_and_user_features_are_coded(whole):
+    directory, _ = whole
+    schema = Schema.read(directory)
+    expected = histories_of(make_events())
+    for example in read_examples(directory, "histories"):
+        user = example["user_id"][0].decode()
+        for name, column in (("device", "device"), ("paid", "price")):
+            values = [row[column] for row in expected[user]]
+            assert example[f"event_{name}"] == schema.feature(name).transform.encode(values, directory).tolist()
+        number = int(user[1:])
+        country, age = (f"c{number % 3}", 20.0 + number) if number else (None, None)
+        assert example["user_country"] == schema.feature("country").transform.encode([country], directory).tolist()
+        assert example["user_age"] == schema.feature("age").transform.encode([age], directory).tolist()
+
+
+def test_impressions_stand_where_they_were_shown(whole):
+    directory, _ = whole
+    ids, histories = raw_ids(directory), histories_of(make_events())
+    for example in read_examples(directory, "histories"):
+        user = example["user_id"][0].decode()
+        rows = [row for row in make_impressions() if row["user_id"] == user]
+        before = [sum(event["time"] < row["time"] for event in histories[user]) for row in rows]
+        split = split_of(histories[user])
+        requests = list(dict.fromkeys(row["request"] for row in rows))
+        assert [ids[item] for item in example["impression_item"]] == [row["item_id"] for row in rows]
+        assert [time + ORIGIN for time in example["impression_time"]] == [row["time"] for row in rows]
+        assert example["impression_history"] == before
+        assert example["impression_split"] == [split[place - 1] if place else 0 for place in before]
+        assert example["impression_position"] == [row["position"] for row in rows]
+        assert example["impression_request"] == [requests.index(row["request"]) + 1 for row in rows]
+        assert example["impression_label_liked"] == [int(row["stars"] >= 4) for row in rows]
+
+
+def test_ids_fall_by_training_count(whole):
+    directory, _ = whole
+    counts = Counter()
+    for rows in histories_of(make_events()).values():
+        counts.update(row["item_id"] for row, split in zip(rows, split_of(rows), strict=True) if split == 0)
+    seen = {row["item_id"] for row in [*make_events(), *make_items()]}
+    users = {row["user_id"] for row in make_events()}
+    seen |= {row["item_id"] for row in make_impressions() if row["user_id"] in users}
+    assert raw_ids(directory)[2:] == sorted(seen, key=lambda item: (-counts[item], item))
+    stored = {
+        example["item_id"][0].decode(): example["train_count"][0] for example in read_examples(directory, "items")
+    }
+    assert stored == {item: counts[item] for item in seen}
+
+
+def test_nothing_fitted_sees_the_test_events(whole, tmp_path):
+    directory, _folder = whole
+    changed = make_events()
+    for rows in histories_of(changed).values():
+        for row, split in zip(rows, split_of(rows), strict=True):
+            if split:
+                kind = "scroll" if row["event_type"] == "view" else "buy"  # what is a target stays one
+                row.update(item_id="i0", device="never seen", price=99.0, event_type=kind, stars=1)
+    write_logs(tmp_path, changed)
+    other = run(parse(config_of(tmp_path, tmp_path / "dataset")))
+    fitted = [name for name in manifest.list_files(directory) if name.startswith(("vocabularies", "artifacts"))]
+    assert len(fitted) == 9
+    for name in fitted:
+        assert (other / name).read_bytes() == (directory / name).read_bytes(), name
+    ours, theirs = Schema.read(directory), Schema.read(other)
+    assert ours.features == theirs.features
+    assert ours.event_types == theirs.event_types
+    counts = [[example["train_count"] for example in read_examples(path, "items")] for path in (directory, other)]
+    assert counts[0] == counts[1]
+
+
+def test_equal_rows_give_equal_bytes_whatever_the_listing_and_the_workers(tmp_path):
+    events = pl.DataFrame(make_events(num_events=4000, num_users=300))
+    parts = [events[start : start + 1000] for start in range(0, 4000, 1000)]
+    for place, part in enumerate(parts):
+        part.write_parquet(tmp_path / f"part-{place}.parquet", row_group_size=100 + 400 * place)
+    files = [str(tmp_path / f"part-{place}.parquet") for place in range(4)]
+    features = {"events": [{"name": "paid", "column": "price", "kind": "numerical"}], "fit_sample": 1000}
+    datasets = []
+    for names, options in (
+        (files, []),
+        (files[::-1], ["--direct_running_mode=multi_threading", "--direct_num_workers=3"]),
+        ([str(tmp_path / "part-*.parquet")], ["--runner=FnApiRunner"]),
+    ):
+        data = {"out": str(tmp_path / f"dataset-{len(datasets)}"), "events": {"files": names}, "filters": {"k_core": 3}}
+        datasets.append(bytes_of(run(parse({"data": data, "features": features}), options)))
+    assert datasets[0] == datasets[1] == datasets[2]
+
+
+def test_the_command_prints_path_and_account_or_one_line(tmp_path, capsys):
+    (tmp_path / "events.csv").write_text("user_id,item_id,time\na,x,1600000000\n,y,1600000001\na,z,1600000002\n")
+    config = {"data": {"out": str(tmp_path / "out"), "events": {"files": [str(tmp_path / "events.csv")]}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["--config", str(tmp_path / "config.yaml")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(tmp_path / "out")
+    assert lines[2].split() == ["events", "3", "1", "0", "0", "2"]
+    rejects = (tmp_path / "out" / "rejected" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in rejects] == [
+        {"file": "events.csv", "row": 2, "column": "user_id", "value": None, "rule": "is missing"}
+    ]
+    assert main(["--config", str(tmp_path / "config.yaml"), "--set", "data.events.files=[gone.csv]"]) == 1
+    assert main(["--config", str(tmp_path / "config.yaml"), "--set", "data.evnts=1"]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "data", "message"),
+    [
+        (
+            "a,x,1600000000000\nb,y,1600000000000",
+            {},
+            r"looks like milliseconds: set `time_unit: milliseconds` \(2 rows",
+        ),
+        ("a,x,today\nb,y,now", {}, r"rejected, .*column time: must be a time in `time_unit` seconds"),
+        ("a,x,1600000000", {"filters": {"min_user_events": 2}}, "no event is left after validation and filters"),
+        (
+            "a,x,1600000000",
+            {"filters": {"require": {"price": "> 0"}}},
+            "no column `price`, which `data.filters.require`",
+        ),
+        ("", {}, "events.csv: holds no rows"),
+    ],
+)
+def test_bad_input_leaves_one_line_and_nothing_under_the_name(tmp_path, rows, data, message):
+    (tmp_path / "events.csv").write_text(f"user_id,item_id,time\n{rows}\n")
+    events = {"files": [str(tmp_path / "events.csv")]}
+    with pytest.raises(UserError, match=message):
+        run(parse({"data": {"out": str(tmp_path / "out"), "events": events, **data}}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.csv"]
+
+
+def test_something_else_is_never_replaced(tmp_path):
+    (tmp_path / "events.csv").write_text("user_id,item_id,time\na,x,1600000000\n")
+    config = parse({"data": {"out": str(tmp_path), "events": {"files": [str(tmp_path / "events.csv")]}}})
+    with pytest.raises(UserError, match="exists and is no dataset"):
+        run(config)
+
+
+def test_the_runner_is_fn_api_unless_one_is_named():
+    assert pipeline_options([]).get_all_options()["runner"] == "FnApiRunner"
+    assert pipeline_options(["--runner=PrismRunner"]).get_all_options()["runner"] == "PrismRunner"
+    assert pipeline_options(["--runner", "PrismRunner"]).get_all_options()["runner"] == "PrismRunner"
