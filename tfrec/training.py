@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ from tfrec.runs import (
     save_run,
     save_weights,
     start_run,
+    weight_shapes,
 )
 from tfrec.transforms import FIRST_VALUE
 
@@ -66,6 +68,7 @@ def train(config: Config, out: str | Path, *, progress: bool = True) -> Path:
             training was interrupted (the message says how to go on).
     """
     directory = Path(out)
+    _cut_offs(config)
     dataset = Dataset.open(config.data.out)
     display = Display(shown=progress, epochs=config.training.epochs, batch_size=config.training.batch_size)
     if _is_finished(directory, config, dataset):
@@ -185,12 +188,19 @@ class _Training:
         def rest() -> Iterator[Batch]:
             return (prepare(index) for index in range(first, len(batches)))
 
+        steps = len(batches) - first
         if keras.backend.backend() == "tensorflow":
-            data = tf_dataset(rest, [prepare(index) for index in batches.one_of_each_shape()], len(batches) - first)
+            data = tf_dataset(rest, [prepare(index) for index in batches.one_of_each_shape()], steps)
         else:
-            data = prefetch(rest())
+            data = ((batch,) for batch in prefetch(rest()))  # Keras wants tuples of generators
         history = self.model.fit(
-            data, initial_epoch=epoch, epochs=epoch + 1, verbose=0, shuffle=False, callbacks=[watch]
+            data,
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            steps_per_epoch=steps,
+            verbose=0,
+            shuffle=False,
+            callbacks=[watch],
         )
         return {name: float(values[-1]) for name, values in history.history.items()}
 
@@ -358,13 +368,21 @@ def _is_finished(directory: Path, config: Config, dataset: Dataset) -> bool:
 
 
 def _initialize(model: keras.Model, config: Config, source: Path) -> None:
-    """Starts from the weights of another run of the same model."""
-    read_record(source)
-    other = load(source / CONFIG).model.get("name")
-    if other != config.model.get("name"):
-        raise UserError(
-            f"`training.initialize_from`: {source} is a run of {other}, this is one of {config.model.get('name')}."
-        )
+    """Starts from the weights of another run of the same model, which must have the same shapes."""
+    check_weights(source, read_record(source))
+    name, other = config.model.get("name"), load(source / CONFIG).model.get("name")
+    if other != name:
+        raise UserError(f"`training.initialize_from`: {source} is a run of {other}, this is one of {name}.")
+    given = weight_shapes(source / WEIGHTS)
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(model, Path(folder) / WEIGHTS)
+        wanted = weight_shapes(Path(folder) / WEIGHTS)
+    for weight in sorted(given.keys() | wanted.keys()):
+        if given.get(weight) != wanted.get(weight):
+            raise UserError(
+                f"`training.initialize_from`: {source} has {given.get(weight, 'nothing')} for `{weight}`, this model "
+                f"{wanted.get(weight, 'nothing')}; give both the same `model:` options and the same catalogue."
+            )
     load_weights(model, source / WEIGHTS)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.datasets import make_dataset
-from tfrec.data import Batches, Dataset, batches, write_cache
+from tfrec.data import Batches, Dataset, batches, prefetch, tf_dataset, write_cache
 from tfrec.errors import UserError
 
 pytestmark = pytest.mark.jax
@@ -361,3 +361,29 @@ def test_wrong_arguments_are_named(dataset):
         batches(dataset, "train", history_length=5, batch_size=8, windows="all")
     with pytest.raises(ValueError, match="must be positive"):
         batches(dataset, "train", history_length=0, batch_size=8)
+
+
+@needs_tensorflow
+def test_tf_dataset_has_one_signature_for_all_shapes(tmp_path):
+    dataset = made(tmp_path, users=150, items=90, max_events=80)
+    found = Batches(dataset.schema, dataset.histories(), "train", history_length=50, batch_size=8)
+    examples = [found[index] for index in found.one_of_each_shape()]
+    assert {example["item"].shape for example in examples} == {batch["item"].shape for batch in found}
+    data = tf_dataset(lambda: iter(found), examples, len(found))
+    assert {name: tuple(spec.shape) for name, spec in data.element_spec.items()}["item"] == (None, None)
+    assert int(data.cardinality()) == len(found)
+    for given, made_here in zip(data.as_numpy_iterator(), found, strict=True):
+        for name in made_here:
+            np.testing.assert_array_equal(given[name], made_here[name])
+
+
+def test_prefetched_batches_keep_their_order_and_their_errors():
+    def some():
+        yield {"item": np.array([1])}
+        yield {"item": np.array([2])}
+        raise OSError("disk gone")
+
+    found = prefetch(some())
+    assert [int(next(found)["item"][0]), int(next(found)["item"][0])] == [1, 2]
+    with pytest.raises(OSError, match="disk gone"):
+        next(found)

@@ -10,7 +10,11 @@ from tfrec.data import Batches, Dataset
 from tfrec.errors import UserError
 from tfrec.runs import Run, build_model, load_run, save_run, start_run
 
-pytestmark = pytest.mark.jax
+pytestmark = [
+    pytest.mark.jax,
+    # Keras' Variable takes no `copy` argument in __array__, which NumPy 2 asks for when weights are copied.
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+]
 
 
 @pytest.fixture

@@ -1,0 +1,60 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from tfrec.config import Training
+from tfrec.optimizers import exclude_from_decay, learning_rate, make_optimizer
+
+pytestmark = [
+    pytest.mark.jax,
+    # Keras' Variable takes no `copy` argument in __array__, which NumPy 2 asks for when weights are copied.
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+]
+
+
+def rates(training, steps, total):
+    rate = learning_rate(training, total)
+    return [rate if isinstance(rate, float) else float(rate(step)) for step in steps]
+
+
+def test_constant_rate_is_reached_linearly():
+    training = Training(learning_rate=0.1, warmup_steps=4)
+    np.testing.assert_allclose(rates(training, [0, 2, 4, 100], 10), [0.025, 0.0625, 0.1, 0.1], rtol=1e-5)
+    assert rates(Training(learning_rate=0.1), [0, 100], 10) == [0.1, 0.1]
+
+
+def test_cosine_falls_from_the_peak_to_zero():
+    training = Training(learning_rate=0.1, warmup_steps=4, schedule="cosine")
+    expected = [0.1 * (1 + math.cos(math.pi * done / 10)) / 2 for done in (0, 5, 10)]
+    np.testing.assert_allclose(rates(training, [4, 9, 14], 14), expected, atol=1e-8)
+
+
+def test_decay_spares_embeddings_biases_and_norms():
+    model = keras.Sequential(
+        [
+            keras.Input((3,), dtype="int32"),
+            keras.layers.Embedding(5, 4, name="item_table"),
+            keras.layers.Dense(4, name="dense"),
+            keras.layers.LayerNormalization(name="norm"),
+        ]
+    )
+    optimizer = make_optimizer(Training(learning_rate=1e-30, weight_decay=0.5), 10)
+    assert exclude_from_decay(optimizer, model) == [model.layers[1].kernel.path]
+    optimizer.build(model.trainable_variables)
+    optimizer.learning_rate = 1.0
+    before = [keras.ops.convert_to_numpy(variable) for variable in model.trainable_variables]
+    optimizer.apply_gradients([(keras.ops.zeros(variable.shape), variable) for variable in model.trainable_variables])
+    for variable, value in zip(model.trainable_variables, before, strict=True):
+        factor = 0.5 if variable is model.layers[1].kernel else 1.0
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), factor * value, rtol=1e-6)
+
+
+def test_gradients_are_clipped_together():
+    variable = keras.Variable(np.zeros(2, np.float32))
+    optimizer = make_optimizer(Training(clip_norm=1.0), 10)
+    assert optimizer.global_clipnorm == 1.0
+    optimizer.build([variable])
+    clipped = optimizer._clip_gradients([keras.ops.convert_to_tensor(np.array([3.0, 4.0], np.float32))])
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(clipped[0]), [0.6, 0.8], rtol=1e-6)
