@@ -33,7 +33,7 @@ from beam_jobs.staging import (
 )
 from beam_jobs.statistics import Counts, account_table, add_up, check_rejected, make_account, make_statistics
 from beam_jobs.validation import MICROSECONDS
-from tfrec.config import Config, Filters, load
+from tfrec.config import Config, Filters, load, suggest
 from tfrec.errors import UserError
 from tfrec.manifest import MANIFEST, published, read_manifest, write_json, write_manifest
 from tfrec.schema import Schema
@@ -192,6 +192,11 @@ def make_schema(plan: Plan, staging: Path, fitted: Fitted) -> Schema:
     train = pl.concat(parts).filter(pl.col("split") == 0)["events"].sum()
     lengths = [pl.read_ipc(path) for path in sorted((staging / "parts").glob("*/length.arrow"))]
     targets = config.data.target_events
+    for name in () if targets == "all" else targets:
+        if name not in fitted.event_types:
+            raise UserError(
+                f"`data.target_events`: no training event of type `{name}`; {suggest(name, fitted.event_types)}"
+            )
     return Schema(
         features=fitted.features,
         event_types=fitted.event_types,

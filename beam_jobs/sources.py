@@ -197,7 +197,7 @@ def _inspect(path: str, name: str, index: int, size: int, source: Source, kind: 
                 schema = parquet.schema_arrow
                 metadata = parquet.metadata
                 columns = tuple(schema.names)
-                integers = frozenset(one.name for one in schema if pa.types.is_integer(one.type))
+                integers = frozenset(one.name for one in schema if _fits_int64(one.type))
                 row_groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         elif source.header is not None and format_ == "csv":
             columns = source.header
@@ -207,6 +207,10 @@ def _inspect(path: str, name: str, index: int, size: int, source: Source, kind: 
     except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         raise _unreadable(path, error) from error
     return LogFile(path, name, index, format_, compression, size, columns, integers, row_groups)
+
+
+def _fits_int64(dtype: pa.DataType) -> bool:
+    return pa.types.is_integer(dtype) and not pa.types.is_uint64(dtype)
 
 
 def _format_of(path: str, source: Source, kind: LogKind) -> tuple[str, str | None]:

@@ -71,6 +71,8 @@ def check_batch(
     rejects: list[pl.DataFrame] = []
     for field in fields:
         raw = frame[field.column]
+        if isinstance(raw.dtype, pl.Categorical | pl.Enum):
+            raw = raw.cast(pl.String)
         values, rules = _CHECKS[field.kind](raw, field)
         columns.append(values.alias(field.name))
         if rules is None:
@@ -169,7 +171,7 @@ def _check_vector(raw: pl.Series, field: Field) -> Checked:
     widths = values.list.len()
     wrong_width = (widths != field.dim).fill_null(False)
     finite = values.list.eval(pl.element().is_finite().fill_null(False)).list.all().fill_null(True)
-    texts = "must have width " + str(field.dim) + ", has " + widths.cast(pl.String)
+    texts = f"must have width {field.dim} (the feature's `dim`), has " + widths.cast(pl.String)
     rules = _rules((wrong_width, texts), (~finite, "holds a NaN, an infinity or an empty entry"))
     return (values if rules is None else values.set(rules.is_not_null(), None)), rules
 

@@ -1,4 +1,4 @@
-"""Times `beam_jobs.preprocess` against a polars script on generated events: `python benchmarks/preprocess.py --events N`.
+"""Times `beam_jobs.preprocess` against a polars script on generated events: `benchmarks/preprocess.py --events N`.
 
 What is measured: a Parquet log (user, item, time in seconds, in the order of time) becomes per-user histories with item
 codes by falling training count, session numbers and leave-one-out splits. Ours reads, checks every value, shuffles by

@@ -1,12 +1,10 @@
 import itertools
-import json
 from collections import Counter
 
 import polars as pl
 import pytest
-import yaml
 
-from beam_jobs.preprocess import main, pipeline_options, run
+from beam_jobs.preprocess import pipeline_options, run
 from tests.beam_jobs.logs import (
     config_of,
     histories_of,
@@ -19,7 +17,6 @@ from tests.beam_jobs.logs import (
 from tests.beam_jobs.records import read_examples
 from tfrec import manifest
 from tfrec.config import parse
-from tfrec.errors import UserError
 from tfrec.schema import Schema
 
 ORIGIN = 1_600_000_000 // 86_400 * 86_400
@@ -187,56 +184,6 @@ def test_equal_rows_give_equal_bytes_whatever_the_listing_and_the_workers(tmp_pa
         data = {"out": str(tmp_path / f"dataset-{len(datasets)}"), "events": {"files": names}, "filters": {"k_core": 3}}
         datasets.append(bytes_of(run(parse({"data": data, "features": features}), options)))
     assert datasets[0] == datasets[1] == datasets[2]
-
-
-def test_the_command_prints_path_and_account_or_one_line(tmp_path, capsys):
-    (tmp_path / "events.csv").write_text("user_id,item_id,time\na,x,1600000000\n,y,1600000001\na,z,1600000002\n")
-    config = {"data": {"out": str(tmp_path / "out"), "events": {"files": [str(tmp_path / "events.csv")]}}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert main(["--config", str(tmp_path / "config.yaml")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == str(tmp_path / "out")
-    assert lines[2].split() == ["events", "3", "1", "0", "0", "2"]
-    rejects = (tmp_path / "out" / "rejected" / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in rejects] == [
-        {"file": "events.csv", "row": 2, "column": "user_id", "value": None, "rule": "is missing"}
-    ]
-    assert main(["--config", str(tmp_path / "config.yaml"), "--set", "data.events.files=[gone.csv]"]) == 1
-    assert main(["--config", str(tmp_path / "config.yaml"), "--set", "data.evnts=1"]) == 2
-    assert capsys.readouterr().err.count("error: ") == 2
-
-
-@pytest.mark.parametrize(
-    ("rows", "data", "message"),
-    [
-        (
-            "a,x,1600000000000\nb,y,1600000000000",
-            {},
-            r"looks like milliseconds: set `time_unit: milliseconds` \(2 rows",
-        ),
-        ("a,x,today\nb,y,now", {}, r"rejected, .*column time: must be a time in `time_unit` seconds"),
-        ("a,x,1600000000", {"filters": {"min_user_events": 2}}, "no event is left after validation and filters"),
-        (
-            "a,x,1600000000",
-            {"filters": {"require": {"price": "> 0"}}},
-            "no column `price`, which `data.filters.require`",
-        ),
-        ("", {}, "events.csv: holds no rows"),
-    ],
-)
-def test_bad_input_leaves_one_line_and_nothing_under_the_name(tmp_path, rows, data, message):
-    (tmp_path / "events.csv").write_text(f"user_id,item_id,time\n{rows}\n")
-    events = {"files": [str(tmp_path / "events.csv")]}
-    with pytest.raises(UserError, match=message):
-        run(parse({"data": {"out": str(tmp_path / "out"), "events": events, **data}}))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.csv"]
-
-
-def test_something_else_is_never_replaced(tmp_path):
-    (tmp_path / "events.csv").write_text("user_id,item_id,time\na,x,1600000000\n")
-    config = parse({"data": {"out": str(tmp_path), "events": {"files": [str(tmp_path / "events.csv")]}}})
-    with pytest.raises(UserError, match="exists and is no dataset"):
-        run(config)
 
 
 def test_the_runner_is_fn_api_unless_one_is_named():

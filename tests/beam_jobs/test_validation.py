@@ -128,7 +128,7 @@ def test_vectors_have_one_width_and_hold_numbers():
     )
     assert values == [[1, 2], None, None, None, None]
     assert [(row, rule) for row, _, rule in rejects] == [
-        (2, "must have width 2, has 1"),
+        (2, "must have width 2 (the feature's `dim`), has 1"),
         (3, "holds a NaN, an infinity or an empty entry"),
         (5, "holds a NaN, an infinity or an empty entry"),
     ]

@@ -1,0 +1,111 @@
+import json
+
+import polars as pl
+import pytest
+import yaml
+
+from beam_jobs.preprocess import main, run
+from tests.beam_jobs.logs import config_of, make_items, make_users, write_jsonl, write_logs
+from tests.beam_jobs.records import read_examples
+from tfrec import manifest
+from tfrec.config import parse
+from tfrec.errors import UserError
+from tfrec.transforms import read_values
+
+
+def test_the_command_prints_path_and_account_or_one_line(tmp_path, capsys):
+    (tmp_path / "events.csv").write_text("user_id,item_id,time\na,x,1600000000\n,y,1600000001\na,z,1600000002\n")
+    config = {"data": {"out": str(tmp_path / "out"), "events": {"files": [str(tmp_path / "events.csv")]}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["--config", str(tmp_path / "config.yaml")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(tmp_path / "out")
+    assert lines[2].split() == ["events", "3", "1", "0", "0", "2"]
+    rejects = (tmp_path / "out" / "rejected" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in rejects] == [
+        {"file": "events.csv", "row": 2, "column": "user_id", "value": None, "rule": "is missing"}
+    ]
+    assert main(["--config", str(tmp_path / "config.yaml"), "--set", "data.events.files=[gone.csv]"]) == 1
+    assert main(["--config", str(tmp_path / "config.yaml"), "--set", "data.evnts=1"]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "data", "message"),
+    [
+        (
+            "a,x,1600000000000\nb,y,1600000000000",
+            {},
+            r"looks like milliseconds: set `time_unit: milliseconds` \(2 rows",
+        ),
+        ("a,x,today\nb,y,now", {}, r"rejected, .*column time: must be a time in `time_unit` seconds"),
+        ("a,x,1600000000", {"filters": {"min_user_events": 2}}, "no event is left after validation and filters"),
+        (
+            "a,x,1600000000",
+            {"filters": {"require": {"price": "> 0"}}},
+            "no column `price`, which `data.filters.require`",
+        ),
+        ("", {}, "events.csv: holds no rows"),
+    ],
+)
+def test_bad_input_leaves_one_line_and_nothing_under_the_name(tmp_path, rows, data, message):
+    (tmp_path / "events.csv").write_text(f"user_id,item_id,time\n{rows}\n")
+    events = {"files": [str(tmp_path / "events.csv")]}
+    with pytest.raises(UserError, match=message):
+        run(parse({"data": {"out": str(tmp_path / "out"), "events": events, **data}}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.csv"]
+
+
+def test_something_else_is_never_replaced(tmp_path):
+    (tmp_path / "events.csv").write_text("user_id,item_id,time\na,x,1600000000\n")
+    config = parse({"data": {"out": str(tmp_path), "events": {"files": [str(tmp_path / "events.csv")]}}})
+    with pytest.raises(UserError, match="exists and is no dataset"):
+        run(config)
+
+
+def test_bad_rows_of_items_and_users_are_rejected_and_the_items_kept_without_content(tmp_path):
+    write_logs(tmp_path)
+    items, users = make_items(), make_users()
+    items[0]["image"] = [1.0, 2.0, None, 4.0]
+    items[1]["image"] = [1.0, 2.0]
+    items[2]["price"] = "cheap"
+    items.append({**items[7], "brand": "again"})
+    write_jsonl(tmp_path / "items.jsonl", items)
+    pl.DataFrame([*users, {**users[0], "country": "again"}]).write_parquet(tmp_path / "users.parquet")
+    directory = run(parse(config_of(tmp_path, tmp_path / "dataset")))
+    account = manifest.read_manifest(directory)["account"]
+    assert account["items"]["files"]["items.jsonl"]["rejected"] == {
+        "image: holds a NaN, an infinity or an empty entry": 1,
+        "image: must have width 4 (the feature's `dim`), has 2": 1,
+        "price: must be a number": 1,
+        "item_id: repeats an id; the first row with it counts": 1,
+    }
+    assert account["items"]["stored"] == 22 - 3
+    rejected = account["users"]["files"]["users.parquet"]["rejected"]
+    assert rejected == {"user_id: repeats an id; the first row with it counts": 1}
+    found = {example["item_id"][0].decode(): example for example in read_examples(directory, "items")}
+    for name in ("i0", "i1", "i2"):
+        assert found[name]["item_brand"] == found[name]["item_price"] == [1]
+        assert found[name]["item_image"] == [1, 1]
+        assert found[name]["display_title"] == [b""]
+    brands = read_values(directory / "vocabularies" / "brand.txt")
+    assert found["i7"]["item_brand"] == [brands.index("brand3") + 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_events": ["bye"]}, r"`data.target_events`: no training event of type `bye`; did you mean `buy`\?"),
+        (
+            {"items": {"files": ["wide.jsonl"]}},
+            r"wide.jsonl: 22 of 22 rows .*column image: must have width 4 \(the feature's `dim`\), has 3 ",
+        ),
+    ],
+)
+def test_what_only_the_data_shows_is_told(tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    write_logs(tmp_path)
+    write_jsonl(tmp_path / "wide.jsonl", [{**item, "image": [0.5, 1.5, 2.5]} for item in make_items()])
+    with pytest.raises(UserError, match=message):
+        run(parse(config_of(tmp_path, tmp_path / "dataset", **change)))
+    assert not (tmp_path / "dataset").exists()
