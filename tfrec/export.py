@@ -1,8 +1,8 @@
 """Run -> MODELS/NAME/<version>/: a SavedModel that any TensorFlow Serving loads, checked before it gets its name."""
 
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,8 +49,9 @@ def export(run: Run, to: Path, *, index: IndexKind = "exact", not_worse_than: Pa
     if not_worse_than is not None:
         publishing.refuse_worse(run, Path(not_worse_than))
     version = publishing.next_version(to)
-    vectors = encode_catalogue(run.model, run.schema.num_items)
     with ExitStack() as stack:
+        stack.enter_context(_full_precision())
+        vectors = encode_catalogue(run.model, run.schema.num_items)
         paths = {}
         for kind, model in publishing.siblings(to, index).items():
             paths[kind] = model / str(version)
@@ -60,6 +61,17 @@ def export(run: Run, to: Path, *, index: IndexKind = "exact", not_worse_than: Pa
             if path.exists():
                 raise UserError(f"{path}: another export published it meanwhile; run this one again.")
     return list(paths.values())
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products of float32 in float32, which a GPU otherwise rounds to 10 bits: servers have no such GPU."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def _check_exportable(run: Run) -> None:

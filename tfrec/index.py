@@ -156,8 +156,8 @@ def _build(vectors: Matrix, parameters: ScannParameters) -> Any:
     return builder.reorder(parameters.reorder).build().serialize_to_module()
 
 
-def tune(vectors: Matrix, queries: Matrix, k: int, target_recall: float) -> ScannParameters:
-    """The cheapest parameters whose recall@k on `queries` reaches the target; the best measured where none does.
+def tune(vectors: Matrix, queries: Matrix, k: int, target_recall: float) -> ScannSearch:
+    """A search with the cheapest parameters whose recall@k on `queries` reaches the target.
 
     Catalogues below 10,000 items, and vectors of one dimension, are scored whole. Otherwise the catalogue is cut into
     about sqrt(V) leaves, and the share of leaves searched and the number of candidates scored again are doubled in
@@ -171,7 +171,7 @@ def tune(vectors: Matrix, queries: Matrix, k: int, target_recall: float) -> Scan
     """
     count, dim = vectors.shape
     if count < _BRUTE_FORCE_BELOW or dim < 2:
-        return ScannParameters(leaves=0, leaves_to_search=0, reorder=0)
+        return ScannSearch(vectors, ScannParameters(leaves=0, leaves_to_search=0, reorder=0))
     leaves = round(math.sqrt(count))
     best = ScannParameters(leaves, leaves_to_search=max(1, leaves // 50), reorder=min(2 * k, count))
     search = ScannSearch(vectors, best)
@@ -189,7 +189,8 @@ def tune(vectors: Matrix, queries: Matrix, k: int, target_recall: float) -> Scan
         if not options:
             break
         reached, best = max(((measure(option), option) for option in options), key=lambda found: found[0])
-    return best
+    search.parameters = best
+    return search
 
 
 def found_by(search: Search, queries: Matrix, k: int) -> NDArray[np.int32]:
@@ -229,5 +230,5 @@ def build_search(
     """
     if kind == "exact":
         return ExactSearch(vectors), {"kind": kind}
-    parameters = tune(vectors, queries[::2], k, target_recall)
-    return ScannSearch(vectors, parameters), {"kind": kind, **asdict(parameters)}
+    search = tune(vectors, queries[::2], k, target_recall)
+    return search, {"kind": kind, **asdict(search.parameters)}

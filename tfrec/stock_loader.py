@@ -10,6 +10,7 @@ graph, so what answers there may fail in production. This module calls the C API
 import ctypes
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,8 +67,8 @@ def ask(directory: Path, requests: Sequence[Request], libraries: Sequence[Path] 
         UserError: the process ended without an answer.
     """
     document = {
-        "directory": str(directory),
-        "libraries": [str(library) for library in libraries],
+        "directory": os.path.abspath(directory),
+        "libraries": [os.path.abspath(library) for library in libraries],
         "requests": [
             {"signature": request.signature, "inputs": {name: _to_json(v) for name, v in request.inputs.items()}}
             for request in requests
@@ -75,7 +76,11 @@ def ask(directory: Path, requests: Sequence[Request], libraries: Sequence[Path] 
     }
     command = [sys.executable, "-m", "tfrec.stock_loader"]
     root = Path(__file__).resolve().parent.parent
-    finished = subprocess.run(command, input=json.dumps(document), capture_output=True, text=True, cwd=root)
+    # On the CPU: the caller may hold all of a GPU's memory, and the stock server's image has no GPU.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    finished = subprocess.run(
+        command, input=json.dumps(document), capture_output=True, text=True, cwd=root, env=environment
+    )
     if finished.returncode != 0:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{directory}: the C++ loader ended with exit code {finished.returncode}: {last}")

@@ -65,8 +65,8 @@ def test_scann_makes_up_for_the_seen_items():
 
 
 def test_small_catalogues_are_scored_whole():
-    assert tune(np.ones((9_999, 4), np.float32), np.ones((2, 4), np.float32), 10, 0.9) == BRUTE
-    assert tune(np.ones((20_000, 1), np.float32), np.ones((2, 1), np.float32), 10, 0.9) == BRUTE
+    assert tune(np.ones((9_999, 4), np.float32), np.ones((2, 4), np.float32), 10, 0.9).parameters == BRUTE
+    assert tune(np.ones((20_000, 1), np.float32), np.ones((2, 1), np.float32), 10, 0.9).parameters == BRUTE
 
 
 def test_scann_reaches_the_target_recall_without_searching_every_leaf():
