@@ -21,6 +21,7 @@ from tfrec.data import Dataset
 from tfrec.errors import UserError
 from tfrec.evaluation import evaluate, recommend
 from tfrec.export import check_recall, export
+from tfrec.graph import HistoryEncoder, VocabularyCoder
 from tfrec.manifest import published, verify
 from tfrec.runs import Run, build_model, save_run, start_run
 from tfrec.stock_loader import LoaderError, Request, ask, scann_library
@@ -131,6 +132,30 @@ def test_lists_are_those_of_the_run(run, signatures):
     expected = recommend(run, ids[3:7], times=times, event_types=["view"] * 4, request_time=TIME_ORIGIN + 90_000, k=K)
     assert [item.decode() for item in got["item_ids"][0]] == [item for item, _ in expected]
     np.testing.assert_allclose(got["scores"][0], [score for _, score in expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["run", "plain_run"])
+def test_graph_makes_the_batch_that_training_code_makes(which, request):
+    run = request.getfixturevalue(which)
+    directory, schema = run.dataset.directory, run.schema
+    items = VocabularyCoder(schema.item_vocabulary, directory)
+    encode = HistoryEncoder(
+        schema, directory, items, length=run.model.history_length, request_time=run.model.request_time
+    )
+    for one in parity.samples(run):
+        inputs = {name: tf.constant(value.tolist(), value.dtype.type) for name, value in one.request.items()}
+        batch, seen = encode(inputs)
+        width = one.batch["item"].shape[1]
+        others = {"seen", "user", "target", "target_time", "label_liked"}
+        assert set(batch) == set(one.batch) - others
+        for name, values in batch.items():
+            got = values.numpy()
+            if name != "request_time" and not name.startswith("user_"):
+                assert not got[:, width:].any()
+                got = got[:, :width]
+            np.testing.assert_array_equal(got, one.batch[name], err_msg=name)
+        longest = (one.batch["seen"] != 0).sum(axis=1).max()
+        np.testing.assert_array_equal(seen.numpy()[:, :longest], one.batch["seen"][:, :longest])
 
 
 def test_positions_past_the_length_and_order_of_events_do_not_matter(run, signatures):
@@ -356,6 +381,7 @@ class TestRefusals:
 PUBLISHER = """
 import itertools, sys, shutil
 from pathlib import Path
+from tfrec.graph import HistoryEncoder, VocabularyCoder
 from tfrec.manifest import published, verify
 source, model, first = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
