@@ -148,7 +148,7 @@ def test_options_of_hct_change_it(change):
     base = make_hct(arrays)
     other = make_hct(arrays, **change)
     other.set_weights(base.get_weights())
-    assert np.abs(run(other, arrays)["state"] - run(base, arrays)["state"]).max() > 1e-4
+    assert np.abs(run(other, arrays)["state"] - run(base, arrays)["state"]).max() > 1e-5
 
 
 @pytest.mark.parametrize("residual", [True, False])
