@@ -192,7 +192,7 @@ class Training(Section):
     epochs: int = Field(20, ge=1)
     """Passes over the training rows at most."""
     batch_size: int = Field(128, ge=1)
-    """Users a batch."""
+    """Users a batch on average: batches of short histories hold more, of long ones fewer."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.0, ge=0)

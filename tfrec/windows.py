@@ -8,8 +8,10 @@ before. What a batch holds:
 - Evaluation: one row a query, which is an event of that split and of a target type; the row holds the latest L of the
   events before it, whatever their split.
 
-Rows are bucketed by length (16, 32, 64, ..., history_length), what is left of a bucket joins the next wider one, so an
-epoch has one smaller batch at most.
+Rows are bucketed by length (8, 16, 32, ..., history_length), what is left of a bucket joins the next wider one, so an
+epoch has one smaller batch at most. Training batches have as many positions each: more rows of short windows, fewer of
+long ones, `batch_size` on average. So steps take equally long, and a position weighs the same in the loss whatever the
+length of its window.
 """
 
 from collections.abc import Iterator
@@ -28,7 +30,7 @@ SplitName = Literal["train", "validation", "test"]
 WindowKind = Literal["last", "chunks", "random"]
 Integers: TypeAlias = NDArray[np.int64]
 
-_SHORTEST_BUCKET = 16
+_SHORTEST_BUCKET = 8
 # Streams of random numbers that must not repeat each other: [seed, stream, epoch].
 _SHUFFLE, _PLACE, _SAMPLE = 1, 2, 3
 
@@ -50,7 +52,7 @@ class Rows:
 
 
 def bucket_lengths(history_length: int) -> list[int]:
-    """The widths that batches come in: 16, 32, 64, ... and history_length itself."""
+    """The widths that batches come in: 8, 16, 32, ... and history_length itself."""
     lengths = []
     length = _SHORTEST_BUCKET
     while length < history_length:
@@ -67,7 +69,7 @@ class Batches:
         histories: the dataset's histories.
         split: train, validation or test.
         history_length: events L that a model sees at most.
-        batch_size: rows a batch.
+        batch_size: rows a batch; in training on average.
         windows: of a user with more than L + 1 training events: the last ones, all in consecutive chunks (every event
             but the first is a target once), or one window at a random place an epoch.
         seed: of the order and the random places.
@@ -117,7 +119,9 @@ class Batches:
         rng = _rng(seed, _SHUFFLE, epoch) if shuffle and split == "train" else None
         if rng is not None:
             rng.shuffle(order)
-        self._plan = _plan(lengths, bucket_lengths(history_length), batch_size, order)
+        buckets = bucket_lengths(history_length)
+        rows_at = _rows_at(lengths, buckets, batch_size) if split == "train" else [batch_size] * len(buckets)
+        self._plan = _plan(lengths, buckets, rows_at, order)
         if rng is not None:
             rng.shuffle(self._plan)
 
@@ -225,15 +229,23 @@ def _training_rows(histories: Histories, history_length: int, windows: WindowKin
     return Rows(users[row_user], np.maximum(first[row_user], row_stop - width), row_stop)
 
 
-def _plan(lengths: Integers, buckets: list[int], batch_size: int, order: Integers) -> list[tuple[Integers, int]]:
+def _rows_at(lengths: Integers, buckets: list[int], batch_size: int) -> list[int]:
+    """Rows a batch of each width, so that all batches have about as many positions and `batch_size` rows on average."""
+    if not len(lengths):
+        return [batch_size] * len(buckets)
+    widths = np.array(buckets)[np.searchsorted(buckets, lengths)]
+    return [max(1, round(batch_size * float(widths.mean()) / width)) for width in buckets]
+
+
+def _plan(lengths: Integers, buckets: list[int], rows_at: list[int], order: Integers) -> list[tuple[Integers, int]]:
     """Cuts rows, taken in `order`, into batches of one bucket each; returns the rows and width of each."""
     bucket = np.searchsorted(buckets, lengths)[order]
     plan: list[tuple[Integers, int]] = []
     left = order[:0]
     for number, width in enumerate(buckets):
         rows = np.concatenate([left, order[bucket == number]])
-        whole = len(rows) // batch_size * batch_size
-        plan += [(chunk, width) for chunk in rows[:whole].reshape(-1, batch_size)]
+        whole = len(rows) // rows_at[number] * rows_at[number]
+        plan += [(chunk, width) for chunk in rows[:whole].reshape(-1, rows_at[number])]
         left = rows[whole:]
     if len(left):
         plan.append((left, buckets[int(np.searchsorted(buckets, lengths[left].max()))]))
