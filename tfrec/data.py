@@ -6,9 +6,10 @@ when they are read, because a TFRecord file that was cut between two records giv
 
 import contextlib
 import importlib.util
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from tfrec.windows import Batch, Batches, SplitName, WindowKind
 
 __all__ = ["Batch", "Batches", "Catalogue", "Dataset", "Histories", "batches", "prefetch", "tf_dataset", "write_cache"]
 
-_PREFETCHED = 4
+_WORKERS = 4
+_MADE_AHEAD = 8
 _RECORDS_AT_ONCE = 512
 _READ_BUFFER_BYTES = 8 << 20
 _AGAIN = "run `tfrec preprocess` again."
@@ -147,38 +149,19 @@ def tf_dataset(generate: Callable[[], Iterator[Batch]], examples: Sequence[Batch
         later = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)][1:]
         signature[name] = tf.TensorSpec([None, *later], tf.as_dtype(array.dtype))
     data = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return data.apply(tf.data.experimental.assert_cardinality(length)).prefetch(_PREFETCHED)
+    return data.apply(tf.data.experimental.assert_cardinality(length)).prefetch(2)
 
 
-def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, made some ahead in another thread."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(_PREFETCHED)
-    unwanted = threading.Event()
-
-    def put(found: Batch | BaseException | None) -> None:
-        while not unwanted.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(found, timeout=0.1)
-                return
-
-    def work() -> None:
-        try:
-            for batch in batches:
-                put(batch)
-                if unwanted.is_set():
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        while (found := ready.get()) is not None:
-            if isinstance(found, BaseException):
-                raise found
-            yield found
-    finally:
-        unwanted.set()
+def prefetch(make: Callable[[int], Batch], indices: Iterable[int]) -> Iterator[Batch]:
+    """`make(index)` for each index, in order, some made ahead in other threads."""
+    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
+        ahead: deque[Future[Batch]] = deque()
+        for index in indices:
+            ahead.append(pool.submit(make, index))
+            if len(ahead) > _MADE_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _tensorflow() -> Any:

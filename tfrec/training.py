@@ -186,13 +186,13 @@ class _Training:
             return objective.prepare(batches[index], np.random.default_rng([seed, _NEGATIVES, epoch, index]))
 
         def rest() -> Iterator[Batch]:
-            return (prepare(index) for index in range(first, len(batches)))
+            return prefetch(prepare, range(first, len(batches)))
 
         steps = len(batches) - first
         if keras.backend.backend() == "tensorflow":
             data = tf_dataset(rest, [prepare(index) for index in batches.one_of_each_shape()], steps)
         else:
-            data = ((batch,) for batch in prefetch(rest()))  # Keras wants tuples of generators
+            data = ((batch,) for batch in rest())  # Keras wants tuples of generators
         history = self.model.fit(
             data,
             initial_epoch=epoch,

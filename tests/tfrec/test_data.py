@@ -1,5 +1,6 @@
 import importlib.util
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -392,12 +393,14 @@ def test_tf_dataset_has_one_signature_for_all_shapes(tmp_path):
 
 
 def test_prefetched_batches_keep_their_order_and_their_errors():
-    def some():
-        yield {"item": np.array([1])}
-        yield {"item": np.array([2])}
-        raise OSError("disk gone")
+    def make(index):
+        if index == 30:
+            raise OSError("disk gone")
+        time.sleep(0.002 * (index % 3))
+        return {"item": np.array([index])}
 
-    found = prefetch(some())
-    assert [int(next(found)["item"][0]), int(next(found)["item"][0])] == [1, 2]
+    assert [int(batch["item"][0]) for batch in prefetch(make, range(5, 30))] == list(range(5, 30))
+    found = prefetch(make, range(29, 31))
+    assert int(next(found)["item"][0]) == 29
     with pytest.raises(OSError, match="disk gone"):
         next(found)

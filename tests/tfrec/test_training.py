@@ -16,11 +16,10 @@ from tfrec.errors import UsageError, UserError
 from tfrec.runs import load_run
 from tfrec.training import silent_failures, train
 
-pytestmark = [
-    pytest.mark.jax,
-    # Keras' Variable takes no `copy` argument in __array__, which NumPy 2 asks for when weights are saved.
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
-]
+# Keras' Variable takes no `copy` argument in __array__, which NumPy 2 asks for when weights are saved.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +88,7 @@ STATEFUL = {
 }
 
 
+@pytest.mark.jax
 def test_training_learns_and_keeps_the_best_epoch(straight):
     entries = history(straight)
     record = json.loads((straight / "run.json").read_text())
@@ -111,6 +111,7 @@ def entries_parameters():
     return embeddings + attention + feed_forward + 2 * (8 + 8)
 
 
+@pytest.mark.jax
 def test_interrupted_training_ends_in_the_same_bits(data, straight, tmp_path, monkeypatch):
     config, run = configure(data, **STATEFUL), tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -162,6 +163,7 @@ def test_dataset_that_changed_is_refused(straight, data, tmp_path):
         moved.rename(data)
 
 
+@pytest.mark.jax
 def test_loss_that_is_not_finite_names_the_step(data, tmp_path):
     with pytest.raises(UserError, match=r"the loss is not finite at step 2; lower `training.learning_rate`"):
         train(configure(data, learning_rate=1e38, model={"normalize": False}), tmp_path / "run", progress=False)
@@ -194,6 +196,7 @@ def test_without_validation_events_the_last_weights_are_saved(tmp_path, caplog):
     assert load_run(run).model.history_length == 12
 
 
+@pytest.mark.jax
 def test_popularity_is_saved_without_training(data, tmp_path):
     config = parse({"data": {"out": str(data)}, "model": {"name": "popularity"}})
     run = train(config, tmp_path / "run", progress=False)
@@ -203,6 +206,7 @@ def test_popularity_is_saved_without_training(data, tmp_path):
     assert load_run(run).model.name == "popularity"
 
 
+@pytest.mark.jax
 def test_mixed_precision_keeps_float32_weights_and_ends_with_the_run(data, tmp_path):
     run = train(configure(data, epochs=1, mixed_precision=True), tmp_path / "run", progress=False)
     assert {value.dtype for value in weights(run).values()} == {np.dtype("float32")}
@@ -229,6 +233,7 @@ def test_weights_of_a_model_that_does_not_fit_are_refused(data, straight, tmp_pa
         train(other, tmp_path / "other", progress=False)
 
 
+@pytest.mark.jax
 def test_nothing_to_train_on_is_one_line(tmp_path):
     data = make_dataset(tmp_path / "shop", users=10, max_events=1, write_cache=True)
     with pytest.raises(UserError, match=r"no user has two training events .*`data\.filters`"):
@@ -240,6 +245,7 @@ def test_unknown_metric_is_wrong_use(data, tmp_path):
         train(configure(data, validation_metric="auc"), tmp_path / "run", progress=False)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("tensorflow", [True, False])
 def test_tensorboard_is_written_where_tensorflow_is(data, tmp_path, tensorflow, monkeypatch, caplog):
     if importlib.util.find_spec("tensorflow") is None and tensorflow:
@@ -252,6 +258,7 @@ def test_tensorboard_is_written_where_tensorflow_is(data, tmp_path, tensorflow, 
     assert ("TensorFlow is not installed" in caplog.text) != tensorflow
 
 
+@pytest.mark.jax
 def test_silent_failures_are_put_into_words():
     healthy = {"loss": 1.0, "all_masked": 0.0, "gate_open_2": 0.4, "effective_rank": 20.0}
     assert silent_failures(healthy, 64) == []
