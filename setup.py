@@ -13,12 +13,15 @@ if VERSION is None:
 BASE = [
     "h5py>=3.10",
     "keras>=3.15,<4",
+    "ml-dtypes>=0.4",
     "numpy>=2,<3",
+    "packaging>=23",
     "psutil>=5.9",
     "pyarrow>=16",
     "pydantic>=2.7,<3",
     "pyyaml>=6",
     "rich>=13.7",
+    "scipy>=1.11",
     "tensorflow>=2.20,<2.21",  # ScaNN is compiled against it
     "typer>=0.12",
 ]

@@ -1,5 +1,6 @@
 """`tfrec doctor`: what could go wrong is looked for before compute is spent, each finding with its mend."""
 
+import glob
 import importlib.metadata
 import os
 import platform
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
     from beam_jobs.plan import LogPlan
+    from tfrec.schema import Schema
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -159,14 +161,43 @@ def _evaluation(config: Config) -> Iterator[Check]:
 
 
 def _dataset(config: Config) -> Iterator[Check]:
+    """Whether the dataset is whole, and made by this configuration from these logs as far as its schema says."""
     from tfrec.manifest import MANIFEST, verify
+    from tfrec.schema import Schema
 
     dataset = Path(config.data.out)
     if not (dataset / MANIFEST).is_file():
         yield Check("dataset", "ok", f"{dataset}: not made yet", "tfrec preprocess makes it")
         return
     verify(dataset)
-    yield Check("dataset", "ok", f"{dataset}: files as the manifest says")
+    differences = _differences(config, Schema.read(dataset))
+    newer = [path for path in _local_files(config) if path.stat().st_mtime > (dataset / MANIFEST).stat().st_mtime]
+    differences += [f"{path} is newer" for path in newer]
+    if differences:
+        found = f"{dataset}: not what this configuration makes now: {'; '.join(differences)}"
+        yield Check("dataset", "warn", found, "tfrec preprocess makes it again")
+    else:
+        yield Check("dataset", "ok", f"{dataset}: whole, and of this configuration")
+
+
+def _differences(config: Config, schema: "Schema") -> list[str]:
+    sides = {"item": config.features.items, "user": config.features.users, "event": config.features.events}
+    wanted = {(one.name, side, one.kind) for side, features in sides.items() for one in features}
+    stored = {(one.name, one.side, one.kind) for one in schema.features if one.name != "item_id"}
+    differences = [f"feature {name} differs" for name in sorted({name for name, *_ in wanted ^ stored})]
+    pairs = {
+        "data.repeats": (config.data.repeats, schema.repeats),
+        "data.split": (config.data.split.kind, schema.split.kind),
+        "histories.max_events": (config.histories.max_events, schema.max_events),
+        "features.display": (config.features.display, schema.display),
+    }
+    return differences + [f"{key} is {now!r}, was {then!r}" for key, (now, then) in pairs.items() if now != then]
+
+
+def _local_files(config: Config) -> list[Path]:
+    data = config.data
+    patterns = [pattern for source in (data.events, data.items, data.users) if source for pattern in source.files]
+    return [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern))]
 
 
 def _python() -> Check:

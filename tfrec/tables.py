@@ -34,14 +34,17 @@ def _figure(document: Mapping[str, Any], name: str) -> str:
     return f"{value:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
 
 
-def items_table(rows: Sequence[tuple[str, ...]], fields: Sequence[str], *, title: str = "") -> Table:
-    """One row an item, numbered from 1: its id, and what else the columns `fields` say of it."""
+def rows_table(
+    rows: Sequence[tuple[str, ...]], fields: Sequence[str], *, title: str = "", numbered: bool = False
+) -> Table:
+    """Rows of text under the names `fields`, numbered from 1 where asked; scores stand to the right."""
     table = Table(title=title or None)
-    table.add_column("#", justify="right")
+    if numbered:
+        table.add_column("#", justify="right")
     for field in fields:
         table.add_column(field, justify="right" if field == "score" else "left", overflow="fold")
     for number, row in enumerate(rows, start=1):
-        table.add_row(str(number), *map(_plain, row))
+        table.add_row(*([str(number)] if numbered else []), *map(_plain, row))
     return table
 
 

@@ -1,5 +1,6 @@
 """What the doctor finds, on made-up logs with one thing wrong at a time."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,3 +137,16 @@ def test_scarce_memory_and_disk_are_found(monkeypatch: pytest.MonkeyPatch) -> No
     assert checks["memory"].status == "warn"
     assert checks["disk"].status == "fail"
     assert "no AVX2" in checks["CPU"].found
+
+
+def test_dataset_of_other_features_or_older_than_its_logs_is_found(tmp_path: Path, log: Path) -> None:
+    from tests.datasets import make_dataset
+
+    path = write_config(tmp_path, {"files": [str(log)]})
+    make_dataset(tmp_path / "dataset")
+    check = by_name(examine(path))["dataset"]
+    assert check.status == "warn"
+    assert "feature brand differs" in check.found
+    assert "events.csv is newer" not in check.found
+    os.utime(log, (4e9, 4e9))
+    assert "events.csv is newer" in by_name(examine(path))["dataset"].found

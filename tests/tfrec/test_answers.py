@@ -1,0 +1,82 @@
+"""A published model asked in this process; the SavedModel itself is a stand-in here."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfrec.answers import PublishedModel
+from tfrec.errors import UserError
+
+TYPES = {"history_item_ids": 7, "history_length": 3, "history_times": 9, "user_age": 7, "event_price": 2}
+RANKS = {"history_item_ids": 2, "history_length": 1, "history_times": 2, "user_age": 1, "event_price": 2}
+
+
+class StandIn:
+    """Answers with the items b, a and an empty place, whatever it is asked, and keeps the question."""
+
+    def __init__(self) -> None:
+        infos = {
+            name: SimpleNamespace(dtype=TYPES[name], tensor_shape=SimpleNamespace(dim=[None] * RANKS[name]))
+            for name in TYPES
+        }
+        self.signature_def = SimpleNamespace(signature_def={"recommend": SimpleNamespace(inputs=infos)})
+        self.asked: dict[str, Any] = {}
+
+    def run(self, signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.asked = {"signature": signature, **inputs}
+        return {"item_ids": np.array([[b"b", b"a", b""]], object), "scores": np.array([[0.5, 0.25, -1e38]], np.float32)}
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> PublishedModel:
+    for version in ("2", "10"):
+        extra = tmp_path / "shop" / version / "assets.extra"
+        extra.mkdir(parents=True)
+        rows = [{"item_id": "a", "title": "A chair", "brand": "x"}, {"item_id": "b", "title": "A table", "brand": "y"}]
+        (extra / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = PublishedModel.newest(tmp_path / "shop")
+    model.__dict__["_servable"] = StandIn()
+    return model
+
+
+def test_newest_is_the_highest_number(published: PublishedModel) -> None:
+    assert published.version == 10
+
+
+def test_answer_has_ids_scores_and_titles(published: PublishedModel) -> None:
+    assert published.recommend(["a"]) == [("b", 0.5), ("a", 0.25)]
+    assert published.recommend(["a"], k=1) == [("b", 0.5)]
+    assert published.fields == ("title", "brand")
+    assert published.display("b") == ("A table", "y")
+    assert published.display("gone") == ("", "")
+
+
+def test_inputs_that_a_history_does_not_say_are_missing_values(published: PublishedModel) -> None:
+    published.recommend(["a", "b"], times=[5, 7])
+    asked = published._servable.asked  # type: ignore[attr-defined]
+    assert asked["signature"] == "recommend"
+    assert asked["history_times"].tolist() == [[5, 7]]
+    assert asked["user_age"].tolist() == [b""]
+    assert asked["event_price"].shape == (1, 2)
+    assert np.isnan(asked["event_price"]).all()
+
+
+def test_similar_items_ask_by_id(published: PublishedModel) -> None:
+    assert published.similar_items("a", 1) == [("b", 0.5)]
+    assert published._servable.asked["item_ids"].tolist() == [b"a"]  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="nix: not in the catalogue of version 10"):
+        published.similar_items("nix")
+
+
+def test_lists_of_other_lengths_are_refused(published: PublishedModel) -> None:
+    with pytest.raises(UserError, match="2 items but 1 times"):
+        published.recommend(["a", "b"], times=[5])
+
+
+def test_model_without_versions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no version there"):
+        PublishedModel.newest(tmp_path / "none")

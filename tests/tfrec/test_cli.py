@@ -1,0 +1,246 @@
+"""The command line from outside: exit codes, one-line errors, what is imported, what goes to which stream."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tfrec.cli import app
+from tfrec.manifest import write_manifest
+
+RUNNER = CliRunner()
+COMMANDS = [
+    "demo",
+    "init",
+    "doctor",
+    "preprocess",
+    "data",
+    "train",
+    "evaluate",
+    "compare",
+    "export",
+    "serve",
+    "recommend",
+]
+
+
+def tfrec(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tfrec", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables}, timeout=120)
+
+
+def test_help_lists_every_command() -> None:
+    done = tfrec("--help")
+    assert done.returncode == 0
+    assert [name for name in COMMANDS if name not in done.stdout] == []
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "data inspect", "data verify", "data cache"])
+def test_command_has_help(command: str) -> None:
+    done = RUNNER.invoke(app, [*command.split(), "--help"])
+    assert done.exit_code == 0
+    assert "Usage" in done.stdout
+
+
+def test_help_imports_no_framework() -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from tfrec.cli import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "heavy = {'tensorflow', 'keras', 'apache_beam', 'numpy', 'pyarrow', 'polars', 'pydantic', 'jax'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_takes_less_than_half_a_second_of_processor_time() -> None:
+    def seconds() -> float:
+        before = os.times()
+        assert tfrec("--help").returncode == 0
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_version_is_the_package_s() -> None:
+    import tfrec as package
+
+    assert tfrec("--version").stdout.strip() == package.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "train"),
+        (["train"], "--config"),
+        (["train", "--config", "x.yaml", "--sett", "a=b"], "--set"),
+        (["serve", "models", "--engine", "triton"], "builtin"),
+        (["serve", "models", "--rest-port", "70000"], "65535"),
+    ],
+)
+def test_wrong_use_is_exit_code_2(arguments: list[str], message: str) -> None:
+    done = tfrec(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("tfrec: ")
+    assert done.stdout == ""
+    return lines[0]
+
+
+def test_missing_config_is_one_line(tmp_path: Path) -> None:
+    done = tfrec("train", "--config", str(tmp_path / "none.yaml"))
+    assert done.returncode == 2
+    assert "none.yaml: no such configuration file" in one_line(done)
+
+
+def test_misspelt_key_is_one_line_with_a_suggestion(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {out: d}\ntraining: {epoch: 3}\n")
+    done = tfrec("train", "--config", str(path))
+    assert done.returncode == 2
+    assert "`training.epoch`: unknown key; did you mean `epochs`?" in one_line(done)
+
+
+def test_set_is_repeatable_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {out: d}\n")
+    done = tfrec("train", "--config", str(path), "--set", "training.epochs=3", "--set", "training.seed=-1")
+    assert done.returncode == 2
+    assert "`training.seed`" in one_line(done)
+
+
+def test_missing_dataset_is_exit_code_1(tmp_path: Path) -> None:
+    done = tfrec("data", "inspect", str(tmp_path))
+    assert done.returncode == 1
+    assert "manifest.json" in one_line(done)
+
+
+def test_beam_options_stand_behind_two_dashes(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {out: d}\n")
+    done = tfrec("preprocess", "--config", str(path), "more.yaml")
+    assert done.returncode == 2
+    assert "more.yaml" in one_line(done)
+
+
+def test_recommend_needs_one_question() -> None:
+    done = tfrec("recommend", "models/shop")
+    assert done.returncode == 2
+    assert "--history" in one_line(done)
+
+
+def test_compare_needs_two_runs() -> None:
+    assert tfrec("compare", "a").returncode == 2
+
+
+def test_compare_names_the_command_that_is_missing(tmp_path: Path) -> None:
+    done = tfrec("compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert done.returncode == 1
+    assert "run `tfrec evaluate" in one_line(done)
+
+
+def test_refused_write_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import errno, tfrec.cli, beam_jobs.guess\n"
+        "def refuse(*_, **__): raise OSError(errno.ENOSPC, 'No space left on device', 'out.yaml')\n"
+        "beam_jobs.guess.guess_config = refuse\n"
+        "import sys; sys.argv = ['tfrec', 'init', 'x.csv']\n"
+        "tfrec.cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert one_line(done) == "tfrec: out.yaml: No space left on device."
+
+
+def test_interruption_is_one_line_and_130(tmp_path: Path) -> None:
+    code = (
+        "import tfrec.cli, beam_jobs.guess, time, sys\n"
+        "def wait(*_, **__):\n"
+        "    print('waiting', flush=True)\n"
+        "    time.sleep(60)\n"
+        "beam_jobs.guess.guess_config = wait\n"
+        "sys.argv = ['tfrec', 'init', 'x.csv']\n"
+        "tfrec.cli.main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("tfrec: interrupted")
+    assert "Traceback" not in errors
+
+
+def test_data_verify_names_the_changed_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    write_manifest(tmp_path, {})
+    assert tfrec("data", "verify", str(tmp_path)).returncode == 0
+    (tmp_path / "a.txt").write_text("two")
+    done = tfrec("data", "verify", str(tmp_path))
+    assert done.returncode == 1
+    assert "a.txt: its SHA-256 differs" in one_line(done)
+
+
+def test_compare_shows_both_runs_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("first", 0.25), ("second", 0.5)):
+        (tmp_path / name).mkdir()
+        document = {
+            "protocol": {"split": "test"},
+            "metrics": {"ndcg@10": value},
+            "confidence_intervals": {"ndcg@10": [value - 0.01, value + 0.01]},
+        }
+        (tmp_path / name / "evaluation.json").write_text(json.dumps(document))
+    import tfrec.evaluation
+    from tfrec.metrics import Difference
+
+    monkeypatch.setattr(tfrec.evaluation, "compare", lambda run, other: {"ndcg@10": Difference(0.25, 0.2, 0.3, 0.01)})
+    done = RUNNER.invoke(app, ["compare", str(tmp_path / "first"), str(tmp_path / "second")])
+    assert done.exit_code == 0
+    assert "0.2500 [0.2400, 0.2600]" in done.stdout
+    assert "0.5000 [0.4900, 0.5100]" in done.stdout
+    assert "[+0.2000, +0.3000]" in done.stdout
+
+
+def test_init_writes_a_config_that_loads_and_overwrites_none(tmp_path: Path) -> None:
+    log = tmp_path / "events.csv"
+    log.write_text("user,item,ts\n" + "".join(f"u{n % 3},i{n % 5},{1_700_000_000 + n}\n" for n in range(30)))
+    out = tmp_path / "shop.yaml"
+    done = tfrec("init", str(log), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out)
+    columns = yaml.safe_load(out.read_text())["data"]["events"]["columns"]
+    assert columns == {"user_id": "user", "item_id": "item", "time": "ts"}
+    again = tfrec("init", str(log), "--out", str(out))
+    assert again.returncode == 1
+    assert "exists already" in one_line(again)
+
+
+def test_init_takes_the_columns_that_it_is_told(tmp_path: Path) -> None:
+    log = tmp_path / "events.csv"
+    log.write_text("a,b,c\n" + "".join(f"x{n % 3},y{n % 5},{1_700_000_000 + n}\n" for n in range(30)))
+    out = tmp_path / "shop.yaml"
+    named = [f"--column={text}" for text in ("user_id=b", "item_id=a", "time=c")]
+    done = tfrec("init", str(log), "--out", str(out), *named)
+    assert done.returncode == 0, done.stderr
+    columns = yaml.safe_load(out.read_text())["data"]["events"]["columns"]
+    assert columns == {"user_id": "b", "item_id": "a", "time": "c"}
+    assert tfrec("init", str(log), "--out", str(tmp_path / "x.yaml"), "--column", "a").returncode == 2

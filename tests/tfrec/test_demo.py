@@ -1,0 +1,83 @@
+"""The demo: its pieces in seconds, the whole way in minutes (slow)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfrec import demo
+from tfrec.answers import history_inputs
+from tfrec.config import parse
+from tfrec.errors import UserError
+
+
+@pytest.mark.parametrize("model", demo.MODELS)
+def test_configuration_is_valid(model: str, tmp_path: Path) -> None:
+    config = parse(demo.configuration(model, tmp_path, demo.Sizes(users=500, epochs=3, seed=7)))
+    assert config.model["name"] == model
+    assert config.training.seed == 7
+    assert config.data.recipe is not None
+    assert config.data.recipe.options["users"] == 500
+
+
+def test_directory_of_another_demo_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "demo.json").write_text(json.dumps({"users": 100}))
+    with pytest.raises(UserError, match="holds a demo of other sizes"):
+        demo.run(tmp_path, users=200)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json"]
+
+
+def test_history_inputs_are_one_row_of_the_signature_s_types() -> None:
+    names = ["history_item_ids", "history_length", "history_times", "history_event_types", "request_time"]
+    inputs = history_inputs(names, ["a", "ü"], [5, 7], ["view", "cart"])
+    assert inputs["history_item_ids"].tolist() == [[b"a", "ü".encode()]]
+    assert inputs["history_length"].tolist() == [2]
+    assert inputs["history_length"].dtype == np.int32
+    assert inputs["history_times"].tolist() == [[5, 7]]
+    assert inputs["history_times"].dtype == np.int64
+    assert inputs["history_event_types"].tolist() == [[b"view", b"cart"]]
+    assert inputs["request_time"].tolist() == [7]
+
+
+def test_history_without_times_is_a_minute_apart_and_ends_at_the_request() -> None:
+    inputs = history_inputs(["history_times", "request_time"], ["a", "b", "c"], request_time=1000)
+    assert inputs["history_times"].tolist() == [[880, 940, 1000]]
+    assert inputs["request_time"].tolist() == [1000]
+
+
+def test_empty_history_has_no_columns() -> None:
+    inputs = history_inputs(["history_item_ids", "history_times", "history_length"], [])
+    assert inputs["history_item_ids"].shape == (1, 0)
+    assert inputs["history_times"].shape == (1, 0)
+    assert inputs["history_length"].tolist() == [0]
+
+
+@pytest.mark.slow
+def test_whole_demo_answers_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    command = [sys.executable, "-m", "tfrec", "demo", "--out", str(out), "--users", "600", "--epochs", "2"]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert first.returncode == 0, first.stderr
+    for model in demo.MODELS:
+        assert model in first.stdout
+        assert (out / "runs" / model / "evaluation.json").is_file()
+    assert (out / "models" / "shop" / "1" / "saved_model.pb").is_file()
+    assert (out / "models" / "shop_scann" / "1" / "saved_model.pb").is_file()
+    assert "what the server recommends" in first.stdout
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    stages = [line for line in again.stderr.splitlines() if line.startswith("== ")]
+    assert stages == ["== Serving on free ports, asking over REST and gRPC"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_heterrec_beats_popularity_and_sasrec(seed: int, tmp_path: Path) -> None:
+    outcome = demo.run(tmp_path / "demo", seed=seed)
+    ndcg = {model: document["metrics"]["ndcg@10"] for model, document in outcome.evaluations.items()}
+    assert ndcg["heterrec"] > 1.5 * ndcg["popularity"]
+    assert ndcg["heterrec"] > ndcg["sasrec"]
+    assert [item for item, _ in outcome.rest[:3]] == [item for item, _ in outcome.grpc[:3]]

@@ -1,0 +1,147 @@
+"""A published model asked in this process: what `tfrec recommend` does, with the titles that travel in the version."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfrec import publishing
+from tfrec.errors import UserError
+
+if TYPE_CHECKING:
+    from serving.servable import SavedModelServable
+
+Answer = list[tuple[str, float]]
+
+_STRING = 7  # TensorFlow's number of the type
+
+
+class PublishedModel:
+    """A version directory that can be asked; `PublishedModel.newest` makes one.
+
+    Args:
+        directory: MODELS/NAME/<version>.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.version = int(directory.name)
+        self._display = publishing.read_display(directory)
+        self.fields: tuple[str, ...] = tuple(next(iter(self._display.values()), {}))
+
+    @classmethod
+    def newest(cls, model: Path) -> "PublishedModel":
+        """The highest version of MODELS/NAME.
+
+        Raises:
+            UserError: there is none.
+        """
+        return cls(publishing.latest(model))
+
+    @cached_property
+    def _servable(self) -> "SavedModelServable":
+        """The SavedModel, loaded on the first question (seconds).
+
+        Raises:
+            UserError: it does not load.
+        """
+        from serving.servable import SavedModelServable
+        from serving.status import ServingError
+
+        try:
+            return SavedModelServable(self.directory)
+        except ServingError as error:
+            raise UserError(f"{self.directory}: does not load: {error}.") from None
+
+    def recommend(
+        self,
+        items: Sequence[str],
+        *,
+        times: Sequence[int] = (),
+        event_types: Sequence[str] = (),
+        request_time: int | None = None,
+        k: int = 10,
+    ) -> Answer:
+        """The k best items after a history.
+
+        Args:
+            items: item ids, oldest first; unknown ones count as events of an unknown item.
+            times: Unix seconds of the events.
+            event_types: of the events.
+            request_time: Unix seconds of the question.
+            k: items wanted; the export's own k is the most that there are.
+        """
+        for name, values in (("times", times), ("event types", event_types)):
+            if values and len(values) != len(items):
+                raise UserError(f"history: {len(items)} items but {len(values)} {name}; give one for each item.")
+        infos = self._servable.signature_def.signature_def["recommend"].inputs
+        known = history_inputs(infos, items, times, event_types, request_time)
+        unknown = {name: _missing(name, info, len(items)) for name, info in infos.items() if name not in known}
+        return self._ask("recommend", {**known, **unknown}, k)
+
+    def similar_items(self, item: str, k: int = 10) -> Answer:
+        """The k items most like one.
+
+        Raises:
+            UserError: the catalogue does not have the item.
+        """
+        if item not in self._display:
+            raise UserError(f"{item}: not in the catalogue of version {self.version}.")
+        return self._ask("similar_items", {"item_ids": _strings([item])[0]}, k)
+
+    def display(self, item: str) -> tuple[str, ...]:
+        """What people read of an item, in the order of `fields`."""
+        return tuple(self._display.get(item, {}).get(field, "") for field in self.fields)
+
+    def _ask(self, signature: str, inputs: dict[str, NDArray[Any]], k: int) -> Answer:
+        outputs = self._servable.run(signature, inputs)
+        pairs = zip(outputs["item_ids"][0][:k], outputs["scores"][0][:k], strict=True)
+        return [(item.decode(), float(score)) for item, score in pairs if item]
+
+
+def history_inputs(
+    names: Iterable[str],
+    items: Sequence[str],
+    times: Sequence[int] = (),
+    event_types: Sequence[str] = (),
+    request_time: int | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Those inputs of `recommend` that a history says, for one user: a batch of one row.
+
+    Args:
+        names: the inputs that the signature has; those that a history says nothing of are left out.
+        items: item ids, oldest first.
+        times: Unix seconds; left out, the events are a minute apart and the last one is at the request's time.
+        event_types: left out, every event is of unknown type.
+        request_time: Unix seconds of the request; left out, the last event's.
+    """
+    length = len(items)
+    end = request_time if request_time is not None else (times[-1] if times else 1_700_000_000)
+    minutes = [end - 60 * (length - 1 - place) for place in range(length)]
+    said = {
+        "history_item_ids": _strings(items),
+        "history_length": np.array([length], np.int32),
+        "history_times": np.array([times or minutes], np.int64),
+        "history_event_types": _strings(event_types or [""] * length),
+        "history_sessions": _strings(["1"] * length),
+        "request_time": np.array([end], np.int64),
+    }
+    return {name: said[name] for name in names if name in said}
+
+
+def _strings(values: Sequence[str]) -> NDArray[Any]:
+    array = np.empty((1, len(values)), dtype=object)
+    array[0] = [value.encode() for value in values]
+    return array
+
+
+def _missing(name: str, info: Any, length: int) -> NDArray[Any]:
+    """A value that says nothing, of an event feature (one an event) or a user feature."""
+    sizes = (1, length, 1) if name.startswith("event_") else (1, 1)
+    shape = sizes[: len(info.tensor_shape.dim)]
+    if info.dtype == _STRING:
+        return np.full(shape, b"", dtype=object)
+    return np.full(shape, np.nan, {1: np.float32, 2: np.float64}[info.dtype])

@@ -1,0 +1,411 @@
+"""The command line: `tfrec --help` lists the commands; progress goes to stderr, the result to stdout.
+
+Exit code 0 = done, 1 = failed, 2 = wrong use. A mistake that the user can mend is one line without a traceback.
+"""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tfrec.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(
+    name="tfrec",
+    help="From raw logs to served recommendations.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at, check or cache a dataset directory.")
+app.add_typer(data_app, name="data")
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment's YAML file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: training.epochs=3. Repeatable.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, made by `tfrec train`.")]
+DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Made by `tfrec preprocess`.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="The run's dataset, where it has moved.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EADDRINUSE, errno.EMFILE)
+
+
+def main() -> None:
+    """Runs the command line and turns every mistake of the user into one line and an exit code."""
+    _quieten()
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), error.exit_code)
+    except SystemExit as stop:
+        if stop.code == 130:
+            _fail("interrupted; the same command again goes on from what is complete.", 130)
+        raise
+    except Exception as error:
+        message = _mendable(error)
+        if message is None:
+            raise
+        _fail(message, 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"tfrec: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _mendable(error: Exception) -> str | None:
+    """One line for what the machine refuses (a full disk, a port in use); None where it is tfrec's own mistake."""
+    if isinstance(error, OSError) and error.errno in _MENDABLE:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
+    if "No space left on device" in str(error):
+        return "No space left on device."
+    return None
+
+
+def _quieten() -> None:
+    """Progress of tfrec's own stages goes to stderr; notes of the libraries below do not, unless the user asked."""
+    import logging
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    for name in ("beam_jobs", "serving", "tfrec"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def _show(*tables: "Table | str") -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
+    for table in tables:
+        console.print(table)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        import tfrec
+
+        print(tfrec.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo"),
+    users: Annotated[int, typer.Option(min=100, help="Users of the made-up shop.")] = 3000,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Training epochs at most, instead of the demo's own.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds the shop and the training.")] = 0,
+) -> None:
+    """Go the whole way on a made-up shop's logs.
+
+    Generates, preprocesses, trains three models, evaluates, exports, serves and asks, in minutes. An interrupted demo
+    goes on from its last complete stage.
+    """
+    from tfrec.demo import run
+
+    run(out, users=users, epochs=epochs, seed=seed)
+
+
+@app.command()
+def init(
+    logs: Annotated[list[Path], typer.Argument(metavar="LOGS...", help="Files of events; also of items and users.")],
+    out: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("tfrec.yaml"),
+    column: Annotated[
+        list[str] | None, typer.Option("--column", metavar="ROLE=COLUMN", help="Names a column that is not guessed.")
+    ] = None,
+) -> None:
+    """Write a first configuration from a look at log files.
+
+    Guesses columns, kinds and the time unit from the first rows, and comments every guess.
+
+    Example: tfrec init events.csv items.parquet --out shop.yaml
+    """
+    from beam_jobs.guess import guess_config
+
+    if out.exists():
+        raise UserError(f"{out}: exists already; give another name with --out.")
+    roles = dict(_role(text) for text in column or [])
+    text = guess_config(logs, roles, out.stem)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    print(out)
+    print(f"tfrec: read each guess in {out}, then: tfrec doctor --config {out}", file=sys.stderr)
+
+
+def _role(text: str) -> tuple[str, str]:
+    role, equals, name = text.partition("=")
+    if not equals or not role or not name:
+        raise UsageError(f"--column {text}: must look like role=column, for example user_id=CustomerID.")
+    return role, name
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Also check this experiment.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Check environment, configuration and a sample of data.
+
+    Without --config the environment alone. Exit code 1 where something would fail.
+    """
+    from tfrec.doctor import examine
+    from tfrec.tables import checks_table
+
+    checks = examine(config, overrides or [])
+    _show(checks_table([(check.name, check.status, check.found, check.mend) for check in checks]))
+    if any(check.status == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def preprocess(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    beam_options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Passed on to Apache Beam.")
+    ] = None,
+) -> None:
+    """Raw logs -> dataset directory, with Apache Beam.
+
+    The same as python -m beam_jobs.preprocess.
+
+    Example: tfrec preprocess --config shop.yaml -- --direct_num_workers=2
+    """
+    if beam_options and not beam_options[0].startswith("-"):
+        raise UsageError(f"preprocess: unexpected argument {beam_options[0]!r}; Beam's options stand behind `--`.")
+    from tfrec.config import load
+
+    parsed = load(config, overrides or [])
+    from beam_jobs import preprocess as job
+
+    print(job.run(parsed, beam_options or []))
+
+
+@data_app.command("inspect")
+def data_inspect(dataset: DatasetArgument) -> None:
+    """Show features, counts, account of rows, statistics."""
+    import json
+
+    from tfrec.manifest import verify
+    from tfrec.schema import Schema
+    from tfrec.tables import document_table, rows_table
+
+    manifest = verify(dataset)
+    schema = Schema.read(dataset)
+    features = [
+        (item.name, item.side, item.kind, str(item.num_codes), str(sum(item.table_sizes))) for item in schema.features
+    ]
+    account = {key: value for key, value in manifest.items() if key != "files"}
+    statistics = json.loads((dataset / "statistics.json").read_text("utf-8"))
+    _show(
+        rows_table(features, ("feature", "side", "kind", "codes", "table rows"), title=str(dataset)),
+        document_table(schema.counts, title="counts"),
+        document_table(account, title="manifest"),
+        document_table(statistics, title="statistics"),
+    )
+
+
+@data_app.command("verify")
+def data_verify(dataset: DatasetArgument) -> None:
+    """Compare every file with the manifest, SHA-256 included.
+
+    Also for a published version, MODELS/NAME/<version>.
+    """
+    from tfrec.manifest import verify
+
+    manifest = verify(dataset, whole=True)
+    print(f"{dataset}: {len(manifest['files'])} files as the manifest says.")
+
+
+@data_app.command("cache")
+def data_cache(dataset: DatasetArgument) -> None:
+    """Write DATASET/cache, which NumPy alone reads.
+
+    For training on machines without TensorFlow, and for a faster start on all.
+    """
+    from tfrec.data import Dataset, write_cache
+
+    print(write_cache(Dataset.open(dataset, use_cache=False)))
+
+
+@app.command()
+def train(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory; by default runs/<config's name>.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Dataset -> run directory.
+
+    An interrupted training goes on from its last checkpoint.
+
+    Example: tfrec train --config shop.yaml --set training.epochs=5 --out runs/shop
+    """
+    from tfrec.config import load
+
+    parsed = load(config, overrides or [])
+    from tfrec.training import train as start
+
+    print(start(parsed, out or Path("runs") / config.stem, progress=not quiet))
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    split: Annotated[Literal["test", "validation"], typer.Option(help="Which queries.")] = "test",
+    data: DataOption = None,
+) -> None:
+    """Full-catalogue metrics of a run, with intervals.
+
+    Prints a table and writes RUN/evaluation.json.
+    """
+    from tfrec.evaluation import evaluate as measure
+    from tfrec.runs import load_run
+
+    evaluation = measure(load_run(run, data=data), split)
+    evaluation.write(run)
+    _show_evaluations({run.name: run})
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Evaluated runs; the first is compared.")],
+) -> None:
+    """Compare evaluated runs by the paired bootstrap.
+
+    Prints the runs side by side, and the 95 % interval of each difference from the first.
+    """
+    if len(runs) < 2:
+        raise UsageError("compare: needs two runs or more.")
+    from tfrec.evaluation import compare as paired_difference
+    from tfrec.tables import rows_table
+
+    _show_evaluations({str(run): run for run in runs})
+    for other in runs[1:]:
+        rows = [
+            (name, f"{found.difference:+.4f}", f"[{found.low:+.4f}, {found.high:+.4f}]", f"{found.p_value:.3f}")
+            for name, found in paired_difference(other, runs[0]).items()
+        ]
+        columns = ("metric", "difference", "95 % interval", "p")
+        _show(rows_table(rows, columns, title=f"{other} minus {runs[0]}"))
+
+
+def _show_evaluations(runs: dict[str, Path]) -> None:
+    from tfrec.tables import document_table, metrics_table
+
+    documents = {name: _read_evaluation(run) for name, run in runs.items()}
+    protocol = next(iter(documents.values()))["protocol"]
+    _show(document_table(protocol, title="protocol"), metrics_table(documents))
+
+
+def _read_evaluation(run: Path) -> dict[str, Any]:
+    import json
+
+    path = run / "evaluation.json"
+    if not path.is_file():
+        raise UserError(f"{path}: not there; run `tfrec evaluate {run}` first.")
+    document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return document
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[Path, typer.Option(metavar="MODELS/NAME", help="Where the next version is published.")],
+    index: Annotated[Literal["exact", "scann"] | None, typer.Option(help="scann also writes NAME_scann.")] = None,
+    not_worse_than: Annotated[
+        Path | None, typer.Option(metavar="MODELS/NAME", help="Refuse to publish a model worse than this one.")
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Run -> MODELS/NAME/<version>/, a SavedModel.
+
+    The version is checked against the run before it gets its name.
+
+    Example: tfrec export runs/shop --to models/shop --index scann
+    """
+    from tfrec.export import export as publish
+    from tfrec.runs import load_run
+
+    loaded = load_run(run, data=data)
+    for path in publish(loaded, to, index=index or loaded.config.index.kind, not_worse_than=not_worse_than):
+        print(path)
+
+
+@app.command()
+def serve(
+    models: Annotated[Path, typer.Argument(metavar="MODELS", help="The folder of MODELS/NAME/<version>/.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    rest_port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free one.")] = 8501,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free one.")] = 8500,
+    engine: Annotated[
+        Literal["auto", "builtin", "tensorflow_model_server"], typer.Option(help="auto: TensorFlow's where installed.")
+    ] = "auto",
+) -> None:
+    """Serve a folder of models over REST and gRPC.
+
+    The API is TensorFlow Serving's; new versions are picked up as they appear. Ctrl-C stops.
+    """
+    from serving.app import serve as start
+
+    start(models, host=host, rest_port=rest_port, grpc_port=grpc_port, engine=engine)
+
+
+@app.command()
+def recommend(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODELS/NAME", help="A published model; its newest version answers.")
+    ],
+    history: Annotated[str | None, typer.Option(help="Item ids, oldest first: a,b,c.")] = None,
+    times: Annotated[str | None, typer.Option(help="Unix seconds of the history's events: 1700000000,...")] = None,
+    event_types: Annotated[str | None, typer.Option(help="Event types of the history: view,view,cart.")] = None,
+    request_time: Annotated[int | None, typer.Option(help="Unix seconds of the question.")] = None,
+    similar: Annotated[
+        str | None, typer.Option(metavar="ITEM", help="Items like this one, instead of a history.")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="Items to show.")] = 10,
+) -> None:
+    """One answer on the terminal, with titles.
+
+    Example: tfrec recommend models/shop --history item_12,item_7 --k 5
+    """
+    if (history is None) == (similar is None):
+        raise UsageError("recommend: give either --history a,b,c or --similar ITEM.")
+    from tfrec.answers import PublishedModel
+    from tfrec.tables import rows_table
+
+    published = PublishedModel.newest(model)
+    if similar is not None:
+        answer, title = published.similar_items(similar, k), f"Items like {similar}"
+    else:
+        answer, title = (
+            published.recommend(
+                _items(history), times=_seconds(times), event_types=_items(event_types), request_time=request_time, k=k
+            ),
+            f"{model}, version {published.version}",
+        )
+    rows = [(item, *published.display(item), f"{score:.4f}") for item, score in answer]
+    _show(rows_table(rows, ("item", *published.fields, "score"), title=title, numbered=True))
+
+
+def _items(text: str | None) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else []
+
+
+def _seconds(text: str | None) -> list[int]:
+    try:
+        return [int(part) for part in _items(text)]
+    except ValueError:
+        raise UsageError(f"--times {text}: must be whole Unix seconds, one for each item: 1700000000,...") from None
