@@ -43,7 +43,10 @@ def test_model_and_objective_have_the_options(path):
     options = {key: value for key, value in config.model.items() if key != "name"}
     assert check_options(resolve(config.model["name"]), config.model["name"], options) == options
     if config.objective is not None:
-        assert build_objective(config.objective).get_config()["temperature"] == config.objective["temperature"]
+        built = build_objective(config.objective).get_config()
+        assert {key: built[key] for key in config.objective if key != "name"} == {
+            key: value for key, value in config.objective.items() if key != "name"
+        }
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,0 +1,178 @@
+"""Trains and evaluates the rows of a table of results, resumably, and prints the table.
+
+    python benchmarks/quality.py amazon_beauty            # every row; what is finished is not done again
+    python benchmarks/quality.py amazon_beauty --rows sasrec heterrec --table-only
+
+Each row is a configuration of configs/ with overrides, trained once a seed by `tfrec train` and judged by
+`tfrec evaluate` in processes of their own. Metrics are means over seeds; intervals resample users (95 %, percentile
+bootstrap) on the per-user means over seeds; differences are paired by user. The last line of stdout is one JSON
+document.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tfrec.evaluation import Ranks, ranks_file
+from tfrec.metrics import bootstrap_interval, paired_bootstrap
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what is trained, with how many seeds, and what it is compared with."""
+
+    name: str
+    config: str
+    seeds: int = 1
+    overrides: tuple[str, ...] = ()
+    against: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a data set, and the metrics shown."""
+
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...] = field(default=())
+
+
+def _ablations(config: str) -> tuple[Row, ...]:
+    changes = {
+        "w/o HTFL": ("model.ablation=without_htfl", "objective.token_weight=0"),
+        "w/o MFK": ("model.ablation=without_mfk",),
+        "w/o HCT": ("model.ablation=without_hct",),
+        "w/o LMP": ("objective={name: multi_step, negatives: uniform, num_negatives: 2048}",),
+        "w/o t-LMP": ("objective.token_weight=0",),
+    }
+    return tuple(Row(f"heterrec {name}", config, 1, change, "heterrec") for name, change in changes.items())
+
+
+TABLES = {
+    "amazon_beauty": Table(
+        ("recall@5", "recall@10", "recall@50", "ndcg@5", "ndcg@10", "ndcg@50"),
+        (
+            Row("popularity", "popularity_amazon_beauty"),
+            Row("sasrec", "sasrec_amazon_beauty", 3),
+            Row("hstu", "hstu_amazon_beauty", 1, against="sasrec"),
+            Row("heterrec", "heterrec_amazon_beauty", 3, against="sasrec"),
+            *_ablations("heterrec_amazon_beauty"),
+        ),
+    ),
+    "online_retail": Table(
+        ("recall@10", "recall@50", "recall@100", "ndcg@10", "ndcg@50", "ndcg@100"),
+        tuple(
+            Row(name, f"{name}_online_retail", against=None if name in ("popularity", "sasrec") else "sasrec")
+            for name in ("popularity", "sasrec", "hstu", "heterrec")
+        ),
+    ),
+    "movielens_1m": Table(
+        ("recall@10", "recall@50", "recall@200", "ndcg@10", "ndcg@50", "ndcg@200"),
+        tuple(
+            Row(name, f"{name}_movielens_1m", overrides=() if name == "popularity" else ("training.epochs=10",))
+            for name in ("popularity", "sasrec", "hstu")
+        ),
+    ),
+}
+
+
+def run_directories(row: Row, runs: Path) -> list[Path]:
+    """Where the runs of a row lie, one a seed."""
+    slug = row.name.replace("/", "").replace(" ", "_")
+    return [runs / row.config / f"{slug}-seed{seed}" for seed in range(row.seeds)]
+
+
+def make(row: Row, runs: Path) -> None:
+    """Trains and evaluates each seed of a row, unless that was done already."""
+    for seed, run in enumerate(run_directories(row, runs)):
+        if ranks_file(run, "test").exists():
+            continue
+        overrides = [f"--set={change}" for change in (*row.overrides, f"training.seed={seed}")]
+        started = time.perf_counter()
+        config = str(ROOT / "configs" / f"{row.config}.yaml")
+        _tfrec("train", "--config", config, *overrides, "--out", str(run))
+        _tfrec("evaluate", str(run))
+        print(f"{row.name} seed {seed}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def _tfrec(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "tfrec", *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def values_of(row: Row, runs: Path, metrics: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Per-query metrics `(Q, M)`, averaged over seeds, and the user of each query."""
+    ranks = [Ranks.read(ranks_file(run, "test")) for run in run_directories(row, runs)]
+    ks = sorted({int(metric.partition("@")[2]) for metric in metrics})
+    values = [[one.values(ks)[metric] for metric in metrics] for one in ranks]
+    return np.mean(values, axis=0).T, ranks[0].user
+
+
+def lines(table: Table, chosen: list[Row], runs: Path, document: dict[str, dict]) -> Iterator[str]:
+    """The lines of the Markdown table; fills `document` with the same numbers."""
+    yield f"| model | seeds | {' | '.join(table.metrics)} |"
+    yield "|---" * (len(table.metrics) + 2) + "|"
+    for row in chosen:
+        values, users = values_of(row, runs, table.metrics)
+        intervals = bootstrap_interval(values, users, samples=SAMPLES, seed=0)
+        means = values.mean(axis=0)
+        cells = [f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, (low, high) in zip(means, intervals, strict=True)]
+        document[row.name] = {
+            "seeds": row.seeds,
+            "metrics": dict(zip(table.metrics, means.tolist(), strict=True)),
+            "intervals": dict(zip(table.metrics, intervals, strict=True)),
+        }
+        yield f"| {row.name} | {row.seeds} | {' | '.join(cells)} |"
+
+
+def differences(table: Table, chosen: list[Row], runs: Path, document: dict[str, dict]) -> Iterator[str]:
+    """The lines of the table of paired differences."""
+    yield f"| difference | {' | '.join(table.metrics)} |"
+    yield "|---" * (len(table.metrics) + 1) + "|"
+    rows = {row.name: row for row in table.rows}
+    for row in chosen:
+        if row.against is None:
+            continue
+        other = rows[row.against]
+        if row.seeds == 1:  # a single seed is compared with the same single seed
+            other = Row(other.name, other.config, 1)
+        values, users = values_of(row, runs, table.metrics)
+        base, _ = values_of(other, runs, table.metrics)
+        found = paired_bootstrap(values, base, users, samples=SAMPLES, seed=0)
+        cells = [f"{mean:+.4f} [{low:+.4f}, {high:+.4f}] p {p:.3f}" for mean, low, high, p in found]
+        document[row.name]["difference"] = dict(zip(table.metrics, found, strict=True))
+        yield f"| {row.name} - {row.against} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Makes the rows that are missing, prints both tables and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--rows", nargs="*", help="names of rows; all by default")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--table-only", action="store_true", help="train nothing, show what is finished")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    table, runs = TABLES[arguments.table], arguments.runs.resolve()
+    chosen = [row for row in table.rows if not arguments.rows or row.name in arguments.rows]
+    if not arguments.table_only:
+        for row in chosen:
+            make(row, runs)
+    finished = [row for row in chosen if all(ranks_file(run, "test").exists() for run in run_directories(row, runs))]
+    document: dict[str, dict] = {}
+    print("\n".join(lines(table, finished, runs, document)), end="\n\n")
+    print("\n".join(differences(table, finished, runs, document)), end="\n\n")
+    print(json.dumps({"table": arguments.table, "rows": document}))
+
+
+if __name__ == "__main__":
+    main()
