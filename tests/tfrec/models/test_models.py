@@ -9,8 +9,6 @@ from tests.tfrec.models.made import NUM_ITEMS, SIZES, make_batch, make_catalogue
 from tfrec.errors import UsageError
 from tfrec.models import MODELS, build
 
-pytestmark = pytest.mark.jax
-
 TRAINED = ("heterrec", "hstu", "sasrec")
 SMALL = {
     "heterrec": {
@@ -68,6 +66,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", TRAINED)
 def test_model_battery(name, tmp_path):
     schema = make_schema()
@@ -85,6 +84,7 @@ def test_model_battery(name, tmp_path):
     )
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", TRAINED)
 def test_outputs_are_declared_and_of_length_one(name):
     model, schema = make(name), make_schema()
@@ -99,6 +99,7 @@ def test_outputs_are_declared_and_of_length_one(name):
         assert items["token"].shape == (3, 4, 8)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", MODELS)
 def test_a_later_event_changes_no_earlier_state(name):
     model, batch = make(name), make_batch(make_schema(), 4, 8)
@@ -115,6 +116,7 @@ def test_a_later_event_changes_no_earlier_state(name):
             assert np.abs(after[0, place:] - before[0, place:]).max() > 1e-4
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("request_time", [False, True])
 def test_the_last_training_state_is_what_is_served(name, request_time):
@@ -151,6 +153,7 @@ def test_padding_rows_are_zero_and_padding_columns_change_nothing(name):
     np.testing.assert_allclose(encode(model, wide), states, atol=1e-6)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", TRAINED)
 def test_gradients_are_finite_with_rows_of_padding(name):
     model, batch = make(name, objective=OBJECTIVES[name]), make_batch(make_schema(), 6, 8)
@@ -166,6 +169,7 @@ def test_gradients_are_finite_with_rows_of_padding(name):
     assert len(reached) == len(found)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", MODELS)
 def test_logs_without_times_and_types_are_served(name):
     schema = make_schema(has_time=False, event_types=(), context=False)
@@ -257,6 +261,7 @@ def test_history_length_is_the_number_of_places():
         assert model.history_length == places == 9
 
 
+@pytest.mark.jax
 def test_popularity_scores_by_training_events():
     model, query = make("popularity"), make_query(make_schema())
     items = np.array([2, 7, NUM_ITEMS + 3], np.int32)
@@ -296,6 +301,7 @@ def test_heterrec_reads_vectors_only_without_mfk():
         make("heterrec", ablation="without_mfk", item_features=["item_id"])
 
 
+@pytest.mark.jax
 def test_heterrec_token_tables_are_the_tokens_of_items():
     for ablation in (None, "without_htfl", "without_mfk"):
         encoder = make("heterrec", ablation=ablation).item_encoder
