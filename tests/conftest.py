@@ -9,6 +9,7 @@ _HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    if _HAS_TENSORFLOW or not collection_path.name.startswith("test_"):
+    if _HAS_TENSORFLOW or collection_path.name == "__init__.py":
         return None
-    return "mark.jax" not in collection_path.read_text("utf-8") or None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return not any("mark.jax" in path.read_text("utf-8") for path in files) or None
