@@ -52,8 +52,9 @@ test-slow: install
 test-jax: .venv-jax/.installed
 	KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "jax and not slow and not benchmark"
 
-bench: install
-	$(BIN)/python -m pytest -m benchmark
+bench: install # those that need no published data; the others say in their first lines how they are run
+	$(BIN)/python benchmarks/preprocess.py --events 2000000
+	$(BIN)/python benchmarks/serving_overhead.py
 
 demo: install
 	$(BIN)/tfrec demo --out demo
