@@ -1,10 +1,29 @@
 """The optimizer of a configuration: AdamW with warm-up, schedule, clipping and averaged weights."""
 
+from typing import Any
+
 import keras
+from keras import ops
 
 from tfrec.config import Training
 
 _NOT_DECAYED = ("embedding", "table", "bias", "gamma", "beta", "scale")
+
+
+class DenseAdamW(keras.optimizers.AdamW):
+    """AdamW that adds up the gradients of a row that a batch reads several times before it squares them.
+
+    TensorFlow gives the gradient of a look-up as one slice a read. Keras 3.15 squares and averages these slices one by
+    one, which is not Adam, nor what the JAX backend does. A dense gradient is.
+    """
+
+    def apply(self, grads: list[Any], trainable_variables: Any = None) -> None:
+        """Applies gradients, slices among them made dense first."""
+        super().apply([_dense(grad) if hasattr(grad, "indices") else grad for grad in grads], trainable_variables)
+
+
+def _dense(slices: Any) -> Any:
+    return ops.add(ops.zeros(slices.shape, slices.dtype), slices)
 
 
 def make_optimizer(training: Training, total_steps: int) -> keras.optimizers.Optimizer:
@@ -14,7 +33,7 @@ def make_optimizer(training: Training, total_steps: int) -> keras.optimizers.Opt
         training: the section.
         total_steps: steps of all epochs, over which the cosine falls to 0.
     """
-    return keras.optimizers.AdamW(
+    return DenseAdamW(
         learning_rate=learning_rate(training, total_steps),
         weight_decay=training.weight_decay,
         beta_1=training.beta_1,

@@ -51,6 +51,25 @@ def test_decay_spares_embeddings_biases_and_norms():
         np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), factor * value, rtol=1e-6)
 
 
+def test_rows_read_twice_count_their_summed_gradient():
+    """One step of Adam by hand: the gradient of row 1 is the sum over both places that read it."""
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), keras.layers.Embedding(4, 2, name="item_table")])
+    table = model.layers[0].embeddings
+    table.assign(np.ones((4, 2), np.float32))
+    model.compile(make_optimizer(Training(learning_rate=0.1), 10), loss=lambda wanted, found: wanted * found)
+    slope = np.array([[[1.0, 2.0], [3.0, -1.0], [1.0, 1.0]]], np.float32)
+    model.fit(np.array([[1, 1, 2]]), slope, verbose=0)
+    gradient = np.array([[0, 0], [4, 1], [1, 1], [0, 0]]) / 6  # the mean over 6 values
+    moved = 0.1 * gradient / (np.abs(gradient) + 1e-7)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(table), 1 - moved, rtol=1e-5)
+    model.fit(np.array([[1, 1, 2]]), -slope, verbose=0)
+    first, second = gradient, -gradient
+    mean = (0.9 * 0.1 * first + 0.1 * second) / (1 - 0.9**2)
+    square = (0.98 * 0.02 * first**2 + 0.02 * second**2) / (1 - 0.98**2)
+    expected = 1 - moved - 0.1 * mean / (np.sqrt(square) + 1e-7)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(table), expected, rtol=1e-4)
+
+
 def test_gradients_are_clipped_together():
     variable = keras.Variable(np.zeros(2, np.float32))
     optimizer = make_optimizer(Training(clip_norm=1.0), 10)
