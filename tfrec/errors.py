@@ -1,4 +1,30 @@
-"""The one exception that a command turns into one line and an exit code."""
+"""The one exception that a command turns into one line and an exit code, and what else a user can mend."""
+
+import errno
+import os
+import re
+
+_MENDABLE = frozenset(
+    {
+        errno.EACCES,
+        errno.EADDRINUSE,
+        errno.EDQUOT,
+        errno.EEXIST,
+        errno.EFBIG,
+        errno.EISDIR,
+        errno.EMFILE,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+# What is left of an error of the system once another process or a library has turned it into a text.
+_AS_TEXT = re.compile(
+    r"\[Errno (?P<python>\d+)\] [^\n:]*(?:: (?P<quote>['\"])(?P<file>[^\n]*?)(?P=quote))?|os error (?P<rust>\d+)"
+)
 
 
 class UserError(Exception):
@@ -18,3 +44,23 @@ class UsageError(UserError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, exit_code=2)
+
+
+def mendable(error: BaseException) -> UserError | None:
+    """What the machine refuses (a full disk, a name that is taken) as one line; None for any other error.
+
+    An error that a worker or a library has turned into a text is recognised by its number.
+    """
+    if isinstance(error, UserError):
+        return error
+    number, filename = None, None
+    if isinstance(error, OSError) and error.errno is not None:
+        number, filename = error.errno, error.filename
+    elif found := _AS_TEXT.search(str(error)):
+        number, filename = int(found["python"] or found["rust"]), found["file"]
+    elif os.strerror(errno.ENOSPC) in str(error):
+        number = errno.ENOSPC
+    if number not in _MENDABLE:
+        return None
+    reason = os.strerror(number)
+    return UserError(f"{os.fsdecode(filename)}: {reason}." if isinstance(filename, str | bytes) else f"{reason}.")
