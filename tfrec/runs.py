@@ -21,6 +21,7 @@ from tfrec.errors import UserError
 from tfrec.manifest import sha256_of, write_json
 from tfrec.models import build
 from tfrec.schema import SCHEMA, Schema
+from tfrec.windows import target_counts
 
 RUN = "run.json"
 WEIGHTS = "model.weights.h5"
@@ -42,7 +43,10 @@ def build_model(config: Config, dataset: Dataset) -> keras.Model:
     """The model of a configuration with fresh weights, its item table filled from the dataset."""
     model = build(dataset.schema, config.model, config.objective, request_time=config.features.request_time)
     catalogue = dataset.catalogue()
-    model.set_catalogue(catalogue.codes, catalogue.train_count, catalogue.vectors)
+    target_count = None
+    if dataset.schema.event_types and dataset.schema.target_event_types is not None:
+        target_count = target_counts(dataset.schema, dataset.histories())
+    model.set_catalogue(catalogue.codes, catalogue.train_count, catalogue.vectors, target_count=target_count)
     return model
 
 

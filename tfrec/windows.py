@@ -259,6 +259,15 @@ def _positions(start: Integers, stop: Integers, width: int) -> tuple[Integers, N
     return np.where(valid, events, start[:, None]), valid
 
 
+def target_counts(schema: Schema, histories: Histories) -> NDArray[np.int64]:
+    """How often each item is a training event of a type that is predicted, `(V,)`; 0 for padding and unknown."""
+    columns, wanted = histories.columns, _target_types(schema)
+    chosen = (columns["split"] == SPLITS["train"]) & (columns["item"] >= FIRST_VALUE)
+    if wanted is not None:
+        chosen &= wanted[columns["event_type"]]
+    return np.bincount(columns["item"][chosen], minlength=schema.num_items).astype(np.int64)
+
+
 def _target_types(schema: Schema) -> NDArray[np.bool_] | None:
     """Which event type codes are predicted; None = all."""
     if not schema.event_types or schema.target_event_types is None:

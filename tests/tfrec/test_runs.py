@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -44,6 +45,27 @@ def test_loaded_run_encodes_as_the_saved_one(run):
     assert loaded.config == run.config
     assert loaded.schema == run.schema
     assert json.loads((run.directory / "run.json").read_text())["epochs"] == 3
+
+
+def test_negatives_are_corrected_by_the_targets_among_views_and_purchases(tmp_path):
+    path = make_dataset(tmp_path / "shop", repeats="keep", target_event_types=("purchase",), write_cache=True)
+    dataset = Dataset.open(path)
+    objective = {"name": "in_batch_softmax", "num_negatives": 16}
+    model = {"name": "sasrec", "embedding_dim": 8, "num_blocks": 1, "history_length": 10}
+    made = build_model(parse({"data": {"out": str(path)}, "model": model, "objective": objective}), dataset)
+
+    columns, purchase = dataset.histories().columns, 2 + dataset.schema.event_types.index("purchase")
+    events = zip(columns["item"], columns["event_type"], columns["split"], strict=True)
+    bought = Counter(int(item) for item, kind, split in events if kind == purchase and split == 0)
+    batch = Batches(dataset.schema, dataset.histories(), "train", history_length=10, batch_size=8)[0]
+    prepared = made.objective.prepare(batch, np.random.default_rng(0))
+    drawn = zip(prepared["unique_item"].tolist(), prepared["unique_log_probability"].tolist(), strict=True)
+    found = {item: value for item, value in drawn if item > 1}
+    assert set(found) <= set(bought)
+    assert found == pytest.approx({item: np.log(bought[item] / bought.total()) for item in found}, rel=1e-5)
+    assert bought.total() < dataset.catalogue().train_count.sum()
+    counts = ops.convert_to_numpy(made.item_table.train_count(np.arange(2, 42)))
+    np.testing.assert_array_equal(counts, dataset.catalogue().train_count[2:])  # popularity counts views too
 
 
 def test_dataset_that_moved_is_found_by_data(run):

@@ -112,18 +112,25 @@ class RetrievalModel(keras.Model):
         return self.item_encoder(items, training=False)["vector"]
 
     def set_catalogue(
-        self, codes: np.ndarray, train_count: np.ndarray, vectors: Mapping[str, np.ndarray] | None = None
+        self,
+        codes: np.ndarray,
+        train_count: np.ndarray,
+        vectors: Mapping[str, np.ndarray] | None = None,
+        *,
+        target_count: np.ndarray | None = None,
     ) -> None:
-        """Fills the item table and tells the objective the training counts.
+        """Fills the item table and tells the objective how often each item is a target.
 
         Args:
             codes: `(V, C)` int. Codes of each item, in the columns of `schema.item_columns()`.
             train_count: `(V,)` int. Training events of each item.
             vectors: dict. `(V, d)` of each feature with `keep_vectors`; only an ablation reads them.
+            target_count: `(V,)` int. Those training events that are predicted, where not all are: what in-batch
+                negatives are drawn by. Defaults to `train_count`.
         """
         self.item_table.fill(codes, train_count, vectors)
         if self.objective is not None:
-            self.objective.set_counts(np.asarray(train_count))
+            self.objective.set_counts(np.asarray(train_count if target_count is None else target_count))
 
     def _query_time(self, batch: Mapping[str, Tensor], last: Tensor) -> Tensor:
         time = batch["time"]

@@ -1,6 +1,6 @@
 """Objectives of retrieval models: layers that turn user states and an item encoder into a loss.
 
-Each has `set_counts(train_count)`, told once by the model; `prepare(batch, rng)`, NumPy on the host, which packs
+Each has `set_counts(target_count)`, told once by the model; `prepare(batch, rng)`, NumPy on the host, which packs
 positions and draws negatives; `call(user, items=, batch=) -> (loss, metrics)` on the device; and `metric_names`.
 Softmaxes are in float32 whatever the model's precision.
 """

@@ -33,9 +33,9 @@ class FullSoftmax(keras.layers.Layer):
         """Names of the metrics that `call` returns."""
         return []
 
-    def set_counts(self, train_count: np.ndarray) -> None:
-        """Tells the catalogue's training counts, `(V,)`."""
-        self._softmax.negatives.set_counts(train_count)
+    def set_counts(self, target_count: np.ndarray) -> None:
+        """Tells how often each item of the catalogue is a target in training, `(V,)`."""
+        self._softmax.negatives.set_counts(target_count)
 
     def prepare(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """Adds packed positions and targets (host side, NumPy)."""

@@ -23,8 +23,8 @@ class InBatchSoftmax(keras.layers.Layer):
             `in_batch`, half `uniform`. Defaults to `in_batch`.
         num_negatives: int. Shared negatives a batch (`same_step` ignores it). Defaults to 1024.
         temperature: float. Divides the scores. Defaults to 0.05.
-        log_q: bool or None. Subtract the logarithm of the probability of being drawn, from training counts. Defaults
-            to None: on for `in_batch` and `mixed`.
+        log_q: bool or None. Subtract the logarithm of the probability of being drawn, from the counts of targets in
+            training. Defaults to None: on for `in_batch` and `mixed`.
         null_logit: bool or None. A class of logit 0 in the denominator. Defaults to None: on for `same_step`.
 
     Input: user `{"state": (B, L, D)}`; items, a callable on ids `(N,)` that gives `{"vector": (N, D)}`; a prepared
@@ -59,9 +59,9 @@ class InBatchSoftmax(keras.layers.Layer):
         """Names of the metrics that `call` returns."""
         return ["all_masked"]
 
-    def set_counts(self, train_count: np.ndarray) -> None:
-        """Tells the catalogue's training counts, `(V,)`."""
-        self._softmax.negatives.set_counts(train_count)
+    def set_counts(self, target_count: np.ndarray) -> None:
+        """Tells how often each item of the catalogue is a target in training, `(V,)`."""
+        self._softmax.negatives.set_counts(target_count)
 
     def prepare(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """Adds packed positions, targets and negatives (host side, NumPy)."""

@@ -79,9 +79,9 @@ class MultiStep(keras.layers.Layer):
         """Names of the metrics that `call` returns."""
         return step_metric_names(self._softmax, self.num_steps, gated=False)
 
-    def set_counts(self, train_count: np.ndarray) -> None:
-        """Tells the catalogue's training counts, `(V,)`."""
-        self._softmax.negatives.set_counts(train_count)
+    def set_counts(self, target_count: np.ndarray) -> None:
+        """Tells how often each item of the catalogue is a target in training, `(V,)`."""
+        self._softmax.negatives.set_counts(target_count)
 
     def prepare(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """Adds packed positions, targets and negatives (host side, NumPy)."""

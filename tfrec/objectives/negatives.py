@@ -26,25 +26,25 @@ class Negatives:
         self.kind = kind
         self.num_negatives = num_negatives
         self.mask_own = mask_own
-        self._train_count: np.ndarray | None = None
+        self._target_count: np.ndarray | None = None
 
     @property
     def num_items(self) -> int:
         """Rows of the catalogue, padding and unknown among them."""
-        return len(self.train_count)
+        return len(self.target_count)
 
     @property
-    def train_count(self) -> np.ndarray:
-        """Training events of each item, `(V,)`."""
-        if self._train_count is None:
-            raise ValueError("`set_counts(train_count)` must be called before an objective is used.")
-        return self._train_count
+    def target_count(self) -> np.ndarray:
+        """How often each item is a target in training, `(V,)`."""
+        if self._target_count is None:
+            raise ValueError("`set_counts(target_count)` must be called before an objective is used.")
+        return self._target_count
 
-    def set_counts(self, train_count: np.ndarray) -> None:
-        """Tells the catalogue's training counts, `(V,)`; items 0 and 1 are padding and unknown."""
-        if len(train_count) < 3:
-            raise ValueError(f"`train_count` must cover at least one item. Received: {len(train_count)} rows.")
-        self._train_count = np.asarray(train_count, np.int64)
+    def set_counts(self, target_count: np.ndarray) -> None:
+        """Tells how often each item is a target in training, `(V,)`; items 0 and 1 are padding and unknown."""
+        if len(target_count) < 3:
+            raise ValueError(f"`target_count` must cover at least one item. Received: {len(target_count)} rows.")
+        self._target_count = np.asarray(target_count, np.int64)
 
     def add(self, batch: Batch, packed: Batch, rng: np.random.Generator) -> Batch:
         """Adds to packed positions what the loss needs of targets and negatives.
@@ -76,9 +76,9 @@ class Negatives:
         return prepared
 
     def log_probability(self, items: np.ndarray) -> np.ndarray:
-        """Logarithm of the probability with which each item is drawn, float32; items never seen count as seen once."""
-        count = np.maximum(self.train_count[items], 1)
-        popular = count / max(self.train_count[2:].sum(), 1)
+        """Logarithm of the probability of drawing each item, float32; an item that is no target counts as one."""
+        count = np.maximum(self.target_count[items], 1)
+        popular = count / max(self.target_count[2:].sum(), 1)
         uniform = np.full(len(items), 1 / (self.num_items - 2))
         by_kind = {"uniform": uniform, "per_position": uniform, "mixed": (popular + uniform) / 2}
         return np.log(by_kind.get(self.kind, popular)).astype(np.float32)
