@@ -102,7 +102,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo"),
-    users: Annotated[int, typer.Option(min=100, help="Users of the made-up shop.")] = 3000,
+    users: Annotated[int, typer.Option(min=100, help="Users of the made-up shop.")] = 2500,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Training epochs at most, instead of the demo's own.")
     ] = None,

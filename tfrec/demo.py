@@ -49,8 +49,8 @@ Try next:
 class Sizes:
     """What a demo was asked for; one directory holds one demo."""
 
-    users: int = 3000
-    items: int = 1500
+    users: int = 2500
+    items: int = 2500
     epochs: int | None = None
     seed: int = 0
 
