@@ -248,12 +248,12 @@ def recommend(
         history: raw item ids, oldest first unless `times` says otherwise; an unknown one stays as unknown.
         times: Unix seconds of the events; left out, they are a minute apart and the last one is at `request_time`.
         event_types: left out, every event is of unknown type.
-        request_time: Unix seconds of the request; left out, the last event's.
+        request_time: Unix seconds of the request; left out, the latest event's.
         k: items at most.
 
     Returns:
-        `(item_id, score)`; items of the history are left out. Without history: by training popularity, and the score
-        is the item's share of training events.
+        `(item_id, score)`; items of the history are left out where `evaluation.filter_seen` says so. Without history:
+        by training popularity, and the score is the item's share of training events.
     """
     for name, given in (("times", times), ("event_types", event_types)):
         if given is not None and len(given) != len(history):
@@ -268,7 +268,9 @@ def recommend(
         batch = _request(run.schema, seen, times, event_types, request_time, run.model.history_length)
         user = _encode_users(run.model, batch, 1)[0]
         scores = encode_catalogue(run.model, len(catalogue.train_count)) @ user
-    candidates = np.setdiff1d(np.arange(FIRST_VALUE, len(catalogue.train_count)), seen)
+    candidates = np.arange(FIRST_VALUE, len(catalogue.train_count))
+    if run.config.evaluation.filter_seen:
+        candidates = np.setdiff1d(candidates, seen)
     best = candidates[np.argsort(-scores[candidates - FIRST_VALUE], kind="stable")[:k]]
     return [(catalogue.item_ids[item], float(scores[item - FIRST_VALUE])) for item in best]
 

@@ -255,12 +255,12 @@ def test_a_split_without_queries_is_an_error(tmp_path):
         evaluate(run, "validation")
 
 
-def loop_of_best(run, history, k):
+def loop_of_best(run, history, k, filter_seen=True):
     code_of = {item_id: code for code, item_id in enumerate(run.dataset.catalogue().item_ids)}
     items = [code_of.get(item_id, 1) for item_id in history]
     state = sum(run.model.vectors[item] for item in items[-run.model.history_length :])
     scores = run.model.vectors @ state
-    left = [item for item in range(2, len(scores)) if item not in items]
+    left = [item for item in range(2, len(scores)) if not (filter_seen and item in items)]
     best = sorted(left, key=lambda item: (-scores[item], item))[:k]
     return [(run.dataset.catalogue().item_ids[item], scores[item]) for item in best]
 
@@ -270,6 +270,14 @@ def test_recommend_gives_the_best_items_that_were_not_seen(tmp_path):
     history = [f"item-{place:03d}" for place in (3, 4, 9, 1, 12, 30, 31, 32)]  # longer than the model's
     assert recommend(run, history, k=7) == loop_of_best(run, history, 7)
     assert recommend(run, ["item-003", "nowhere"], k=3) == loop_of_best(run, ["item-003", "nowhere"], 3)
+
+
+def test_recommend_gives_seen_items_too_where_they_are_not_filtered(tmp_path):
+    run = make_run(tmp_path, filter_seen=False)
+    history = ["item-003", "item-004", "item-009"]
+    found = recommend(run, history, k=40)
+    assert found == loop_of_best(run, history, 40, filter_seen=False)
+    assert {name for name, _ in found} > set(history)
 
 
 def test_recommend_without_history_goes_by_popularity(tmp_path):
