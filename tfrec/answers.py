@@ -116,10 +116,10 @@ def history_inputs(
         items: item ids, oldest first.
         times: Unix seconds; left out, the events are a minute apart and the last one is at the request's time.
         event_types: left out, every event is of unknown type.
-        request_time: Unix seconds of the request; left out, the last event's.
+        request_time: Unix seconds of the request; left out, the latest event's.
     """
     length = len(items)
-    end = request_time if request_time is not None else (times[-1] if times else 1_700_000_000)
+    end = request_time if request_time is not None else max(times, default=1_700_000_000)
     minutes = [end - 60 * (length - 1 - place) for place in range(length)]
     said = {
         "history_item_ids": _strings(items),

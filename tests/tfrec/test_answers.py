@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfrec.answers import PublishedModel
+from tfrec.answers import PublishedModel, history_inputs
 from tfrec.errors import UserError
 
 TYPES = {"history_item_ids": 7, "history_length": 3, "history_times": 9, "user_age": 7, "event_price": 2}
@@ -63,6 +63,12 @@ def test_inputs_that_a_history_does_not_say_are_missing_values(published: Publis
     assert asked["user_age"].tolist() == [b""]
     assert asked["event_price"].shape == (1, 2)
     assert np.isnan(asked["event_price"]).all()
+
+
+def test_request_is_at_the_latest_time_whatever_the_order_of_the_history() -> None:
+    inputs = history_inputs(["history_times", "request_time"], ["a", "b", "c"], [50, 90, 70])
+    assert inputs["history_times"].tolist() == [[50, 90, 70]]
+    assert inputs["request_time"].tolist() == [90]
 
 
 def test_similar_items_ask_by_id(published: PublishedModel) -> None:
