@@ -5,7 +5,9 @@ those sections of the configuration that it does not have already.
 """
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -66,6 +68,7 @@ def prepare(config: Config) -> Config:
     }
     directory = Path(f"{config.data.out.rstrip('/')}.sources")
     if not _is_there(directory, made_from):
+        _check_replaceable(directory)
         with manifest.published(directory) as temporary:
             module.write(temporary, inputs, options, needed)
             manifest.write_manifest(temporary, {"made_from": made_from})
@@ -75,6 +78,19 @@ def prepare(config: Config) -> Config:
         if (directory / f"{section}.parquet").is_file()
     }
     return config.model_copy(update={"data": config.data.model_copy(update=sources)})
+
+
+def _check_replaceable(directory: Path) -> None:
+    """What a recipe made may be replaced, and an empty folder; anything else may not."""
+    if not os.path.lexists(directory) or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    with suppress(UserError, OSError):
+        if manifest.read_manifest(directory).get("made_from"):
+            return
+    raise UserError(
+        f"{directory}: exists and was not made by a recipe, so it is not replaced; move it away or choose another "
+        "`data.out`."
+    )
 
 
 def _options(module: RecipeModule, given: Mapping[str, Any]) -> Section:
@@ -92,5 +108,5 @@ def _options(module: RecipeModule, given: Mapping[str, Any]) -> Section:
 def _is_there(directory: Path, made_from: Mapping[str, Any]) -> bool:
     try:
         return bool(manifest.verify(directory).get("made_from") == json.loads(json.dumps(made_from)))
-    except UserError:
+    except (UserError, OSError):
         return False

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import polars as pl
 import pytest
@@ -108,6 +109,24 @@ def test_a_cut_source_is_made_again(tmp_path):
     prepare(config)
     (tmp_path / "out.sources" / "events.parquet").write_bytes(b"PAR1")
     assert read(prepare(config).data.events).height == 3
+
+
+def test_files_of_ones_own_are_never_replaced(tmp_path):
+    config = make_config(tmp_path, "movielens", write_movielens_1m(tmp_path / "ml-1m"))
+    sources = tmp_path / "out.sources"
+    sources.mkdir()
+    assert prepare(config).data.events is not None
+    for name, text in (("mine.csv", "a,b"), ("manifest.json", '{"files": {}}'), ("manifest.json", "{")):
+        shutil.rmtree(sources)
+        sources.mkdir()
+        (sources / name).write_text(text)
+        with pytest.raises(UserError, match=r"out.sources: exists and was not made by a recipe, so it is not replaced"):
+            prepare(config)
+        assert [(path.name, path.read_text()) for path in sources.iterdir()] == [(name, text)]
+    shutil.rmtree(sources)
+    sources.write_text("a file")
+    with pytest.raises(UserError, match="was not made by a recipe"):
+        prepare(config)
 
 
 def test_amazon_sequences_and_attributes(tmp_path):
