@@ -1,9 +1,10 @@
 """Raw logs to Arrow batches: which files and columns there are, how CSV, Parquet and JSON lines are read in parts."""
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 import polars as pl
@@ -45,6 +46,7 @@ class LogFile:
     """One file of a log."""
 
     path: str
+    """Where it is read, relative to this folder where it lies below it."""
     name: str
     """Its path relative to the folder that all files of the log share: what outputs call it."""
     index: int
@@ -118,9 +120,12 @@ def open_log(kind: LogKind, source: Source) -> Log:
     Raises:
         UserError: a pattern matches no file, a file cannot be read, or a column is missing.
     """
-    paths = _matching(kind, source.files)
-    names = _short_names([path for path, _ in paths])
-    files = tuple(_inspect(path, names[path], index, size, source, kind) for index, (path, size) in enumerate(paths))
+    sizes = _matching(kind, source.files)
+    names = _short_names(list(sizes))
+    files = tuple(
+        _inspect(_shown(path), names[path], index, size, source, kind)
+        for index, (path, size) in enumerate(sizes.items())
+    )
     for role in source.columns:
         if role not in ROLES[kind]:
             raise UserError(f"`data.{kind}.columns.{role}`: no such role; {suggest(role, ROLES[kind])}", exit_code=2)
@@ -165,14 +170,30 @@ def read_batches(fragment: Fragment, columns: Sequence[str], source: Source) -> 
         raise _unreadable(fragment.file.path, error) from error
 
 
-def _matching(kind: LogKind, patterns: Sequence[str]) -> list[tuple[str, int]]:
-    found = {}
+def _matching(kind: LogKind, patterns: Sequence[str]) -> dict[str, int]:
+    """The files that the patterns match, each once, by their whole paths in order, with their sizes."""
+    found: dict[str, int] = {}
     for pattern in patterns:
-        matches = FileSystems.match([pattern])[0].metadata_list
+        matches = _match(pattern)
         if not matches:
             raise UserError(f"{pattern}: no such file, which `data.{kind}.files` names.")
-        found.update({match.path: int(match.size_in_bytes) for match in matches})
-    return sorted(found.items())
+        found.update(matches)
+    return dict(sorted(found.items()))
+
+
+def _match(pattern: str) -> dict[str, int]:
+    if "://" not in pattern:
+        local = Path(os.path.abspath(Path(pattern).expanduser()))
+        if local.is_file():  # its name may hold what would be a pattern
+            return {str(local): local.stat().st_size}
+        pattern = f"{local}/" if pattern.endswith("/") else str(local)
+    return {match.path: int(match.size_in_bytes) for match in FileSystems.match([pattern])[0].metadata_list}
+
+
+def _shown(path: str) -> str:
+    """A path below this folder relative to it, another as it is: what messages call it."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:

@@ -56,6 +56,33 @@ def test_files_are_sorted_and_named_below_their_shared_folder(tmp_path):
     assert [file.name for file in alone.files] == ["log.csv"]
 
 
+def test_relative_names_find_the_files_of_this_folder_each_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("home", "[old]"):
+        write_csv(tmp_path / folder / "log.csv", f"user_id,item_id,time\n{folder},i,1\n")
+    FRAME.write_parquet("f1.parquet")
+    FRAME.write_parquet("f2.parquet")
+    globbed = open_log("events", Source(files=["f*.parquet"]))
+    assert [(file.path, file.name) for file in globbed.files] == [("f1.parquet",) * 2, ("f2.parquet",) * 2]
+    names = ["./f1.parquet", str(tmp_path / "f1.parquet"), "f[1].parquet", "f*1.parquet", "home/../f1.parquet"]
+    assert [file.name for file in open_log("events", Source(files=names)).files] == ["f1.parquet"]
+    assert read_all(Source(files=names))[0].height == FRAME.height
+    elsewhere = open_log("events", Source(files=["~/*.csv", "[old]/log.csv"]))
+    assert [(file.path, file.name) for file in elsewhere.files] == [
+        ("[old]/log.csv", "[old]/log.csv"),
+        ("home/log.csv", "home/log.csv"),
+    ]
+    monkeypatch.chdir(tmp_path / "home")
+    above = open_log("events", Source(files=["log.csv", "../[old]/log.csv"]))
+    assert [(file.path, file.name) for file in above.files] == [
+        (str(tmp_path / "[old]" / "log.csv"), "[old]/log.csv"),
+        ("log.csv", "home/log.csv"),
+    ]
+    with pytest.raises(UserError, match=r"^nothing\*.csv: no such file"):
+        open_log("events", Source(files=["nothing*.csv"]))
+
+
 def test_parquet_row_groups_are_read_in_parts_that_know_their_rows(tmp_path):
     table = pa.table({"user_id": range(600_000), "item_id": range(600_000), "time": range(600_000)})
     pa.parquet.write_table(table, tmp_path / "log.parquet", row_group_size=100_000)
