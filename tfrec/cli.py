@@ -3,7 +3,6 @@
 Exit code 0 = done, 1 = failed, 2 = wrong use. A mistake that the user can mend is one line without a traceback.
 """
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tfrec.errors import UsageError, UserError
+from tfrec.errors import UsageError, UserError, mendable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,39 +35,26 @@ DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Made b
 DataOption = Annotated[Path | None, typer.Option("--data", help="The run's dataset, where it has moved.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EADDRINUSE, errno.EMFILE)
-
 
 def main() -> None:
     """Runs the command line and turns every mistake of the user into one line and an exit code."""
     _quieten()
     try:
         app()
-    except UserError as error:
-        _fail(str(error), error.exit_code)
     except SystemExit as stop:
         if stop.code == 130:
             _fail("interrupted; the same command again goes on from what is complete.", 130)
         raise
     except Exception as error:
-        message = _mendable(error)
-        if message is None:
+        refused = mendable(error)
+        if refused is None:
             raise
-        _fail(message, 1)
+        _fail(str(refused), refused.exit_code)
 
 
 def _fail(message: str, code: int) -> None:
     print(f"tfrec: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def _mendable(error: Exception) -> str | None:
-    """One line for what the machine refuses (a full disk, a port in use); None where it is tfrec's own mistake."""
-    if isinstance(error, OSError) and error.errno in _MENDABLE:
-        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
-    if "No space left on device" in str(error):
-        return "No space left on device."
-    return None
 
 
 def _quieten() -> None:
