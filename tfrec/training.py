@@ -8,7 +8,6 @@ the same bits as if it had never stopped.
 import importlib.util
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +23,8 @@ from tfrec.callbacks import Display, Interruption, StepWatch
 from tfrec.checkpoints import Progress
 from tfrec.config import CONFIG, Config, load
 from tfrec.data import Batch, Batches, Dataset, prefetch, tf_dataset
-from tfrec.errors import UsageError, UserError
-from tfrec.evaluation import check_filter_seen, rank_queries
+from tfrec.errors import UserError
+from tfrec.evaluation import check_filter_seen, cut_offs, rank_queries
 from tfrec.metrics import effective_rank
 from tfrec.optimizers import exclude_from_decay, make_optimizer
 from tfrec.runs import (
@@ -68,7 +67,7 @@ def train(config: Config, out: str | Path, *, progress: bool = True) -> Path:
             training was interrupted (the message says how to go on).
     """
     directory = Path(out)
-    _cut_offs(config)
+    cut_offs(config)
     dataset = Dataset.open(config.data.out)
     display = Display(shown=progress, epochs=config.training.epochs, batch_size=config.training.batch_size)
     if _is_finished(directory, config, dataset):
@@ -106,7 +105,7 @@ class _Training:
             request_time=run.config.features.request_time,
             max_queries=self.settings.validation_users,
         )
-        self.ks = _cut_offs(run.config)
+        self.ks = cut_offs(run.config)
         if len(self.queries):
             check_filter_seen(run.dataset, filter_seen=run.config.evaluation.filter_seen)
         else:
@@ -326,20 +325,11 @@ def silent_failures(entry: dict[str, Any], embedding_dim: int) -> list[str]:
     if entry.get("all_masked", 0.0) > 0:
         found.append("every negative of some positions was masked, so they taught nothing; draw more negatives.")
     for name, value in entry.items():
-        if name.startswith("gate_open") and value < _SHUT_GATE:
+        if name.startswith(("gate_open", "token_gate_open")) and value < _SHUT_GATE:
             found.append(f"`{name}` is {value:.4f}: that step's gate is shut and its loss does nothing.")
     if entry.get("effective_rank", np.inf) < max(2.0, embedding_dim / 32) and embedding_dim > 1:
         found.append(f"item vectors have collapsed: effective rank {entry['effective_rank']:.2f} of {embedding_dim}.")
     return found
-
-
-def _cut_offs(config: Config) -> list[int]:
-    """The cut-offs of validation: those of the evaluation and the one that decides."""
-    name = config.training.validation_metric
-    found = re.fullmatch(r"(?:recall|ndcg)@([1-9][0-9]*)", name)
-    if found is None and name != "mrr":
-        raise UsageError(f"`training.validation_metric`: must be recall@k, ndcg@k or mrr. Received: {name!r}.")
-    return sorted({*config.evaluation.ks, *([int(found[1])] if found else [])})
 
 
 def _is_finished(directory: Path, config: Config, dataset: Dataset) -> bool:

@@ -264,4 +264,5 @@ def test_silent_failures_are_put_into_words():
     assert silent_failures(healthy, 64) == []
     assert "every negative" in silent_failures({**healthy, "all_masked": 0.1}, 64)[0]
     assert "`gate_open_2` is 0.0000" in silent_failures({**healthy, "gate_open_2": 0.0}, 64)[0]
+    assert "`token_gate_open_3` is 0.0002" in silent_failures({**healthy, "token_gate_open_3": 2e-4}, 64)[0]
     assert "collapsed: effective rank 1.20 of 64" in silent_failures({**healthy, "effective_rank": 1.2}, 64)[0]

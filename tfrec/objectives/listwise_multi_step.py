@@ -47,7 +47,8 @@ class ListwiseMultiStep(keras.layers.Layer):
     `{"vector": (N, D)[, "token": (N, K, d)]}` and, for the token level, has `token_codes(ids)`, a list of K `(N, c)`,
     and `token_tables()`, a list of K `(values, d)` or None; a prepared batch.
     Output: the loss; `loss_step_<i>`; `gate_open_<i>`, the share of valid positions whose gate is open; `token_loss`
-    before its weight; `all_masked`, the share of positions without any negative (but for `full`).
+    before its weight, `token_gate_open_<i>` as the mean over token types; `all_masked`, the share of positions
+    without any negative (but for `full`).
 
     Reference: Deng et al., 2025, arXiv:2503.01469, section 2.5.
     Differs from the paper: the printed loss has no logarithm and no minus sign; tokens are L2-normalised.
@@ -97,7 +98,9 @@ class ListwiseMultiStep(keras.layers.Layer):
     def metric_names(self) -> list[str]:
         """Names of the metrics that `call` returns."""
         names = step_metric_names(self._softmax, self.num_steps, gated=True)
-        return [*names, "token_loss"] if self.token_weight else names
+        if not self.token_weight:
+            return names
+        return [*names, "token_loss", *(f"token_gate_open_{step}" for step in range(2, self.num_steps + 1))]
 
     def set_counts(self, target_count: np.ndarray) -> None:
         """Tells how often each item of the catalogue is a target in training, `(V,)`."""
@@ -141,7 +144,7 @@ class ListwiseMultiStep(keras.layers.Layer):
         loss = sum(losses)
         if self._token_projections is None:
             return loss, metrics
-        metrics["token_loss"] = token_loss(
+        metrics["token_loss"], token_metrics = token_loss(
             self._token_projections,
             user["token"],
             encoded["token"],
@@ -151,7 +154,7 @@ class ListwiseMultiStep(keras.layers.Layer):
             margin=self.margin,
             null_logit=self._softmax.null_logit,
         )
-        return loss + self.token_weight * metrics["token_loss"], metrics
+        return loss + self.token_weight * metrics["token_loss"], {**metrics, **token_metrics}
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -19,8 +19,10 @@ def token_loss(
     temperature: float | Tensor,
     margin: float,
     null_logit: bool,
-) -> Tensor:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum over steps and token types of the gated mean cross entropy of the type's value i places ahead.
+
+    And the metrics `token_gate_open_<i>`, i from 2: the share of open gates among the valid positions of all types.
 
     A type whose values have a table of token vectors is scored against all of them, codes 0 and 1 left out; any other
     type against the batch's `token_negative_item`, those with the target's own codes left out. Where the target has
@@ -48,7 +50,7 @@ def token_loss(
     if any(table is None for table in tables):
         negative_token = items(batch["token_negative_item"])["token"]
         negative_codes = items.token_codes(batch["token_negative_item"])
-    total = 0.0
+    total, gates = 0.0, []
     for kind, table in enumerate(tables):
         terms = []
         for state, (token, codes) in zip(states, targets, strict=True):
@@ -58,20 +60,30 @@ def token_loss(
             negative = (negative_token[:, kind], negative_codes[kind])
             terms.append(_in_batch_term(state[:, kind], token[:, kind], codes[kind], *negative, null_logit))
         has_value = [ops.any(codes[kind] > 1, axis=-1) for _, codes in targets]
-        total = total + _gated_sum(terms, has_value, batch["position_mask"], margin)
-    return total
+        loss, found = _gated_sum(terms, has_value, batch["position_mask"], margin)
+        total = total + loss
+        gates.append(found)
+    metrics = {}
+    for step, each in enumerate(zip(*gates, strict=True), start=2):
+        is_open, valid = (ops.concatenate(parts) for parts in zip(*each, strict=True))
+        metrics[f"token_gate_open_{step}"] = masked_mean(ops.cast(is_open, "float32"), valid)
+    return total, metrics
 
 
-def _gated_sum(terms: list[tuple[Tensor, Tensor]], has_value: list[Tensor], mask: Tensor, margin: float) -> Tensor:
-    """The sum of one type's mean losses over the steps."""
-    total = 0.0
+def _gated_sum(
+    terms: list[tuple[Tensor, Tensor]], has_value: list[Tensor], mask: Tensor, margin: float
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The sum of one type's mean losses over the steps; of each step but the first, open gates and valid places."""
+    total, gates = 0.0, []
     for step, (loss, positive) in enumerate(terms):
+        valid = ops.logical_and(mask[:, step], has_value[step])
         if step:
             compared = ops.logical_and(mask[:, step - 1], has_value[step - 1])
             is_open = ops.logical_and(gate(terms[step - 1][1], positive, margin), compared)
             loss = loss * ops.cast(is_open, "float32")
-        total = total + masked_mean(loss, ops.logical_and(mask[:, step], has_value[step]))
-    return total
+            gates.append((is_open, valid))
+        total = total + masked_mean(loss, valid)
+    return total, gates
 
 
 def _table_term(state: Tensor, table: Tensor, code: Tensor, null_logit: bool) -> tuple[Tensor, Tensor]:

@@ -227,7 +227,8 @@ def token_arrays(rows, length=8):
 
 
 def token_reference(batch, prepared, user_token, tokens, table, matrices, margin):
-    total = 0.0
+    """The token level's loss, and of steps 2 and 3 which gates are open, over all types."""
+    total, gates = 0.0, {2: [], 3: []}
     for kind, codes in enumerate(CODES):
         positive = {}
         for step in range(1, STEPS + 1):
@@ -248,8 +249,10 @@ def token_reference(batch, prepared, user_token, tokens, table, matrices, margin
                 before = positive.get((step - 1, row, place))
                 is_open = step == 1 or (before is not None and math.exp(before) > math.exp(here) + margin)
                 terms.append(cross_entropy(here, against) * is_open)
+                if step > 1:
+                    gates[step].append(is_open)
             total += np.mean(terms)
-    return total
+    return total, gates
 
 
 def test_token_level_equals_the_loop():
@@ -260,8 +263,11 @@ def test_token_level_equals_the_loop():
     objective, prepared = make(ListwiseMultiStep, batch, token_weight=0.7, num_token_negatives=5, **options)
     items = TokenTable(vectors, tokens, table)
     loss, metrics = run(objective, prepared, state, items, token=user_token)
-    expected = token_reference(batch, prepared, user_token, tokens, table, token_matrices, 0.4)
+    expected, gates = token_reference(batch, prepared, user_token, tokens, table, token_matrices, 0.4)
     assert metrics["token_loss"] == pytest.approx(expected, rel=1e-5)
+    for step in (2, 3):
+        assert 0 < np.mean(gates[step]) < 1
+        assert metrics[f"token_gate_open_{step}"] == pytest.approx(np.mean(gates[step]))
     item_level, _ = reference("full", batch, prepared, state, vectors, matrices, margin=0.4)
     assert loss == pytest.approx(item_level + 0.7 * expected, rel=1e-5)
     assert sorted(metrics) == sorted(objective.metric_names)
@@ -279,7 +285,7 @@ def test_token_gradient_equals_finite_differences():
         ],
         arrays,
     )
-    expected = finite_differences(lambda u, t, w: token_reference(batch, prepared, u, t, w, matrices, 1.0), arrays)
+    expected = finite_differences(lambda u, t, w: token_reference(batch, prepared, u, t, w, matrices, 1.0)[0], arrays)
     for gradient, value in zip(found, expected, strict=True):
         np.testing.assert_allclose(gradient, value, atol=5e-5)
 
