@@ -5,6 +5,7 @@ history is answered by training popularity. An unknown target is a miss, and cou
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ EVALUATION = "evaluation.json"
 _ITEMS_AT_ONCE = 8192
 _SCORES_AT_ONCE = 1 << 24  # float32 scores of a block of queries: 64 MiB
 _SEED = 0
+_LEAST_ROWS = 2
+_COLUMNS = 64
 _COLD_BELOW = (1, 5)
 _DECILES = 10
 
@@ -191,7 +194,8 @@ def rank_queries(model: Any, catalogue: Catalogue, batches: Iterable[Batch], *, 
         seen = batch["seen"] if filter_seen else np.zeros((len(users), 0), np.int32)
         for start in range(0, len(users), rows_at_once):
             part = slice(start, start + rows_at_once)
-            scores = users[part] @ items.T  # (rows, V - 2)
+            scores = _products(users[part], columns)[:, : len(items)]
+    columns = _columns(items)
             scores[~batch["item"][part].any(axis=1)] = popularity
             better, equal = count_better(scores, batch["target"][part], seen[part])
             parts["better"].append(better)
@@ -266,8 +270,8 @@ def recommend(
         code_of = {item_id: code for code, item_id in enumerate(catalogue.item_ids[FIRST_VALUE:], FIRST_VALUE)}
         seen = np.array([code_of.get(item_id, UNKNOWN) for item_id in history], np.int32)
         batch = _request(run.schema, seen, times, event_types, request_time, run.model.history_length)
-        user = _encode_users(run.model, batch, 1)[0]
-        scores = encode_catalogue(run.model, len(catalogue.train_count)) @ user
+        user = _encode_users(run.model, batch, 1)
+        scores = _products(user, _columns(encode_catalogue(run.model, len(catalogue.train_count))))[0]
     candidates = np.arange(FIRST_VALUE, len(catalogue.train_count))
     if run.config.evaluation.filter_seen:
         candidates = np.setdiff1d(candidates, seen)
@@ -324,6 +328,18 @@ def _slices(ranks: Ranks, values: Mapping[str, NDArray[np.float64]], train_count
             f"train_count<{limit}": _mean_where(values, ranks.known & (count < limit)) for limit in _COLD_BELOW
         },
         "popularity_decile": {
+def _columns(items: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The vectors as columns `(D, V')` of a product, zeros behind them: BLAS rounds the last few columns otherwise."""
+    return np.pad(items, [(0, -len(items) % _COLUMNS), (0, 0)]).T
+
+
+def _products(users: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores `(B, V')`; equal items have equal ones, also for a single user, whom BLAS would multiply otherwise."""
+    padded = np.pad(users, [(0, max(_LEAST_ROWS - len(users), 0)), (0, 0)])
+    scores: NDArray[np.float32] = (padded @ columns)[: len(users)]
+    return scores
+
+
             str(number): {"items": int(items[number]), **_mean_where(values, target_decile == number)}
             for number in range(1, _DECILES + 1)
         },

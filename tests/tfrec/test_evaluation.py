@@ -301,7 +301,7 @@ def test_recommend_puts_events_in_the_order_of_their_times(tmp_path):
 
 def test_requests_are_coded_as_the_dataset_codes_histories(tmp_path):
     """A request made of a user's raw events equals the evaluation batch of that user."""
-    run = make_run(tmp_path, data={"side_features": False, "min_events": 8})
+    run = make_run(tmp_path, data={"side_features": False, "min_events": 12})
     catalogue, histories = run.dataset.catalogue(), run.dataset.histories()
     batch = next(batches(run.dataset, "test", history_length=16, batch_size=4))
     user, count = int(batch["user"][0]), int((batch["seen"][0] != 0).sum())
