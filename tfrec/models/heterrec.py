@@ -202,7 +202,7 @@ def heterrec(
     Differs from the paper: residual sums around the MLPs of both sides (`residual`), so that both start as the sum of
     the same token embeddings; position embeddings, event types, event and user features, of which it says nothing;
     a rotation before the quantiser; cosine similarity; kernels of the blocks' outputs start small; tokens are
-    multiplied by sqrt(D).
+    multiplied by sqrt(D); steps after the first read the state, MLP_i(norm(MLP_1(u))), not MLP_i(u).
     """
     vector_features = _vector_features(schema, item_features) if ablation == "without_mfk" else ()
     table = item_table(schema, vector_features)

@@ -51,7 +51,9 @@ class ListwiseMultiStep(keras.layers.Layer):
     without any negative (but for `full`).
 
     Reference: Deng et al., 2025, arXiv:2503.01469, section 2.5.
-    Differs from the paper: the printed loss has no logarithm and no minus sign; tokens are L2-normalised.
+    Differs from the paper: the printed loss has no logarithm and no minus sign; tokens are L2-normalised; later steps
+    of the item level read the state that predicts the next event, MLP_i(norm(MLP_1(u))), not MLP_i(u), since that
+    state alone leaves the encoder.
     """
 
     def __init__(

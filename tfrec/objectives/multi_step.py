@@ -44,6 +44,8 @@ class MultiStep(keras.layers.Layer):
     Output: the loss; `loss_step_<i>`; `all_masked`, the share of positions without any negative (but for `full`).
 
     Reference: Gloeckle et al., 2024, arXiv:2404.19737; HeterRec's "w/o LMP", Deng et al., 2025, arXiv:2503.01469.
+    Differs from the paper: later steps read the state that predicts the next event, MLP_i(norm(MLP_1(u))), not
+    MLP_i(u), since that state alone leaves the encoder.
     """
 
     def __init__(
