@@ -143,7 +143,9 @@ def _check_texts(raw: pl.Series, field: Field) -> Checked:
 
 def _check_number(raw: pl.Series, field: Field) -> Checked:
     values, wrong = _as_numbers(raw)
-    return values.fill_nan(None), _rules((wrong, "must be a number"), *_missing(values, field))
+    infinite = values.is_infinite().fill_null(False)
+    rules = _rules((wrong, "must be a number"), (infinite, "must be a finite number"), *_missing(values, field))
+    return values.fill_nan(None).set(infinite, None), rules
 
 
 def _check_integer(raw: pl.Series, field: Field) -> Checked:

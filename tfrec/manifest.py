@@ -32,7 +32,8 @@ def list_files(directory: Path) -> list[str]:
 
 def write_json(path: Path, document: Any) -> None:
     """Writes a JSON document whose bytes depend on its content alone (keys sorted, one trailing newline)."""
-    path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_manifest(directory: Path, content: Mapping[str, Any], records: Mapping[str, int] | None = None) -> None:

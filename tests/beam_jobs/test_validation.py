@@ -5,6 +5,7 @@ import pytest
 
 from beam_jobs.sources import ROW
 from beam_jobs.validation import Field, check_batch
+from tfrec.manifest import write_json
 
 
 def check(values, kind, *, required=False, dtype=None, **options):
@@ -99,6 +100,23 @@ def test_numbers_may_be_texts_and_may_be_missing():
     assert rejects == [(5, "n/a", "must be a number")]
     assert check([1, None], "number") == ([1.0, None], [])
     assert check([1.0, float("nan")], "number") == ([1.0, None], [])
+
+
+def test_numbers_are_finite():
+    rule = "must be a finite number"
+    values, rejects = check([1.0, float("inf"), float("-inf"), None], "number")
+    assert values == [1.0, None, None, None]
+    assert rejects == [(2, "inf", rule), (3, "-inf", rule)]
+    values, rejects = check(["2", "Infinity", "1e999", "-inf", "nan"], "number")
+    assert values == [2.0, None, None, None, None]
+    assert [(row, found) for row, _, found in rejects] == [(2, rule), (3, rule), (4, rule)]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_no_file_of_a_dataset_holds_what_json_does_not_know(tmp_path, number):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "statistics.json", {"mean": number})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_orders_are_whole_numbers_of_any_size():
