@@ -16,8 +16,9 @@ from keras import ops
 from numpy.typing import NDArray
 
 from tfrec.columns import Catalogue
+from tfrec.config import Config
 from tfrec.data import Batch, Batches, Dataset
-from tfrec.errors import UserError
+from tfrec.errors import UsageError, UserError
 from tfrec.manifest import write_json
 from tfrec.metrics import Difference, bootstrap_interval, mrr, ndcg_at_k, paired_bootstrap, recall_at_k
 from tfrec.runs import Run
@@ -30,9 +31,9 @@ EVALUATION = "evaluation.json"
 
 _ITEMS_AT_ONCE = 8192
 _SCORES_AT_ONCE = 1 << 24  # float32 scores of a block of queries: 64 MiB
-_SEED = 0
 _LEAST_ROWS = 2
 _COLUMNS = 64
+_SEED = 0
 _COLD_BELOW = (1, 5)
 _DECILES = 10
 
@@ -124,8 +125,9 @@ def evaluate(run: Run, split: Literal["test", "validation"] = "test") -> Evaluat
     if not len(queries):
         raise UserError(f"{dataset.directory}: no {split} queries; look at `data.split` and `data.target_events`.")
     catalogue = dataset.catalogue()
+    ks = cut_offs(run.config)
     ranks = rank_queries(run.model, catalogue, queries, filter_seen=settings.filter_seen)
-    values = ranks.values(settings.ks)
+    values = ranks.values(ks)
     intervals = bootstrap_interval(
         np.stack(list(values.values()), axis=1), ranks.user, samples=settings.bootstrap_samples, seed=_SEED
     )
@@ -136,7 +138,7 @@ def evaluate(run: Run, split: Literal["test", "validation"] = "test") -> Evaluat
         "unknown_targets": int((~ranks.known).sum()),
         "empty_histories": int((ranks.place == 0).sum()),
         "candidates": len(catalogue.train_count) - FIRST_VALUE,
-        "ks": list(settings.ks),
+        "ks": ks,
         "filter_seen": settings.filter_seen,
         "ties": "expectation",
         "history_length": run.model.history_length,
@@ -153,6 +155,15 @@ def evaluate(run: Run, split: Literal["test", "validation"] = "test") -> Evaluat
         slices=_slices(ranks, values, catalogue.train_count),
         ranks=ranks,
     )
+
+
+def cut_offs(config: Config) -> list[int]:
+    """The cut-offs that are measured: those of the evaluation and the one that decides in training."""
+    name = config.training.validation_metric
+    found = re.fullmatch(r"(?:recall|ndcg)@([1-9][0-9]*)", name)
+    if found is None and name != "mrr":
+        raise UsageError(f"`training.validation_metric`: must be recall@k, ndcg@k or mrr. Received: {name!r}.")
+    return sorted({*config.evaluation.ks, *([int(found[1])] if found else [])})
 
 
 def check_filter_seen(dataset: Dataset, *, filter_seen: bool) -> None:
@@ -184,6 +195,7 @@ def rank_queries(model: Any, catalogue: Catalogue, batches: Iterable[Batch], *, 
         filter_seen: items of a query's history are no candidates, the target excepted.
     """
     items = encode_catalogue(model, len(catalogue.train_count))
+    columns = _columns(items)
     popularity = catalogue.train_count[FIRST_VALUE:].astype(np.float32)
     rows_at_once = max(_SCORES_AT_ONCE // len(items), 1)
     parts: dict[str, list[Array]] = {name: [] for name in ("user", "place", "target", "better", "equal")}
@@ -195,7 +207,6 @@ def rank_queries(model: Any, catalogue: Catalogue, batches: Iterable[Batch], *, 
         for start in range(0, len(users), rows_at_once):
             part = slice(start, start + rows_at_once)
             scores = _products(users[part], columns)[:, : len(items)]
-    columns = _columns(items)
             scores[~batch["item"][part].any(axis=1)] = popularity
             better, equal = count_better(scores, batch["target"][part], seen[part])
             parts["better"].append(better)
@@ -317,17 +328,6 @@ def _encode_users(model: Any, batch: Batch, rows: int) -> NDArray[np.float32]:
     return ops.convert_to_numpy(model.encode_users(padded))[:count].astype(np.float32)
 
 
-def _slices(ranks: Ranks, values: Mapping[str, NDArray[np.float64]], train_count: NDArray[np.int64]) -> dict[str, Any]:
-    """The metrics of targets that are rare in training, and of each tenth of the training events by popularity."""
-    count = train_count[ranks.target]
-    decile = _popularity_decile(train_count)
-    target_decile = np.where(ranks.known, decile[ranks.target], 0)
-    items = np.bincount(decile[FIRST_VALUE:], minlength=_DECILES + 1)
-    return {
-        "cold_items": {
-            f"train_count<{limit}": _mean_where(values, ranks.known & (count < limit)) for limit in _COLD_BELOW
-        },
-        "popularity_decile": {
 def _columns(items: NDArray[np.float32]) -> NDArray[np.float32]:
     """The vectors as columns `(D, V')` of a product, zeros behind them: BLAS rounds the last few columns otherwise."""
     return np.pad(items, [(0, -len(items) % _COLUMNS), (0, 0)]).T
@@ -340,6 +340,17 @@ def _products(users: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArr
     return scores
 
 
+def _slices(ranks: Ranks, values: Mapping[str, NDArray[np.float64]], train_count: NDArray[np.int64]) -> dict[str, Any]:
+    """The metrics of targets that are rare in training, and of each tenth of the training events by popularity."""
+    count = train_count[ranks.target]
+    decile = _popularity_decile(train_count)
+    target_decile = np.where(ranks.known, decile[ranks.target], 0)
+    items = np.bincount(decile[FIRST_VALUE:], minlength=_DECILES + 1)
+    return {
+        "cold_items": {
+            f"train_count<{limit}": _mean_where(values, ranks.known & (count < limit)) for limit in _COLD_BELOW
+        },
+        "popularity_decile": {
             str(number): {"items": int(items[number]), **_mean_where(values, target_decile == number)}
             for number in range(1, _DECILES + 1)
         },
@@ -443,6 +454,7 @@ __all__ = [
     "check_filter_seen",
     "compare",
     "count_better",
+    "cut_offs",
     "encode_catalogue",
     "evaluate",
     "rank_queries",

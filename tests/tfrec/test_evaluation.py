@@ -36,11 +36,15 @@ class StubModel:
         return (self.vectors[batch["item"]] * (batch["item"] > 0)[..., None]).sum(axis=1)
 
 
-def make_run(directory, *, seed=0, model=None, data=None, **options):
+def make_run(directory, *, seed=0, model=None, data=None, metric="ndcg@5", **options):
     dataset = Dataset.open(make_dataset(directory / "data", write_cache=True, **(data or {})))
     directory.joinpath("run").mkdir(exist_ok=True)
     config = parse(
-        {"data": {"out": str(directory / "data")}, "evaluation": {"ks": [1, 5], "bootstrap_samples": 200} | options}
+        {
+            "data": {"out": str(directory / "data")},
+            "training": {"validation_metric": metric},
+            "evaluation": {"ks": [1, 5], "bootstrap_samples": 200} | options,
+        }
     )
     model = model or StubModel(dataset.schema.num_items, seed=seed)
     return SimpleNamespace(
@@ -103,6 +107,45 @@ def test_metrics_are_the_means_over_the_loop(tmp_path):
     assert list(result.metrics) == ["recall@1", "recall@5", "ndcg@1", "ndcg@5", "mrr"]
     assert result.protocol["queries"] == len(ranks)
     assert result.protocol["candidates"] == 40
+
+
+def test_the_metric_that_decides_in_training_is_measured_too(tmp_path):
+    result = evaluate(make_run(tmp_path, metric="recall@3"))
+    assert list(result.metrics) == ["recall@1", "recall@3", "recall@5", "ndcg@1", "ndcg@3", "ndcg@5", "mrr"]
+    assert result.protocol["ks"] == [1, 3, 5]
+
+
+class Alike(StubModel):
+    """Wide vectors of no round numbers; all items have the same one."""
+
+    def __init__(self, num_items):
+        self.vectors = np.tile(np.random.default_rng(0).normal(size=100).astype(np.float32), (num_items, 1))
+        self.shapes = set()
+
+
+@pytest.mark.parametrize("values", [3, 5, 41, 103])
+@pytest.mark.parametrize("queries", [1, 2, 3])
+def test_identical_items_tie_whatever_the_number_of_queries(values, queries):
+    batch = {
+        "item": np.full((queries, 2), 2, np.int32),
+        "seen": np.full((queries, 2), 2, np.int32),
+        "target": np.full(queries, 3, np.int32),
+        "user": np.arange(queries, dtype=np.int32),
+    }
+    size = values + 2
+    catalogue = Catalogue(np.zeros((size, 1), np.int32), np.arange(size), {}, [""] * size, {})
+    ranks = rank_queries(Alike(size), catalogue, [batch], filter_seen=False)
+    assert ranks.better.tolist() == [0] * queries
+    assert ranks.equal.tolist() == [values - 1] * queries
+
+
+def test_identical_items_tie_in_a_recommendation(tmp_path):
+    run = make_run(tmp_path)
+    run.model = Alike(run.schema.num_items)
+    found = recommend(run, ["item-003"], k=40)
+    assert len({score for _, score in found}) == 1
+    item_ids = run.dataset.catalogue().item_ids[2:]
+    assert [name for name, _ in found] == [name for name in item_ids if name != "item-003"]  # by code where equal
 
 
 def test_unknown_targets_are_misses_and_counted():
