@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import numpy as np
 import polars as pl
 
 from beam_jobs.sources import ROW
@@ -124,8 +123,11 @@ def _check_integer_id(raw: pl.Series, field: Field) -> Checked:
 def _check_text(raw: pl.Series, field: Field) -> Checked:
     if raw.dtype.is_nested():
         return _all_wrong(raw, pl.String, "must be a text, not a list")
-    fractions = raw.dtype.is_float() and not _is_whole(raw)
-    values = raw.fill_nan(None).cast(pl.String) if fractions else as_texts(raw)[0]
+    if raw.dtype.is_float():
+        values = raw.to_frame().select(float_text(pl.col(raw.name))).to_series()
+        infinite = raw.is_infinite().fill_null(False)
+        return values.set(infinite, None), _rules((infinite, "must be a finite number"), *_missing(values, field))
+    values = as_texts(raw)[0]
     return values, _rules(*_missing(values, field))
 
 
@@ -134,7 +136,7 @@ def _check_texts(raw: pl.Series, field: Field) -> Checked:
     if field.separator is not None and not raw.dtype.is_nested():
         lists = as_texts(raw)[0].str.split(field.separator)
     elif isinstance(raw.dtype, pl.List | pl.Array) or raw.null_count() == len(raw):
-        lists = raw.cast(pl.List(pl.String))
+        lists = _lists_of_texts(raw)
     else:
         return _all_wrong(raw, pl.List(pl.String), "must be a list of values, or set the feature's `separator`")
     lists = lists.list.eval(pl.element().filter(pl.element().str.len_bytes() > 0)).list.head(field.max_values)
@@ -218,6 +220,25 @@ def as_texts(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
     if raw.dtype == pl.String and (texts == "").any():
         texts = texts.set(texts == "", None)
     return texts, _never(raw)
+
+
+def float_text(number: pl.Expr) -> pl.Expr:
+    """Each number as one text whatever else stands in its column: whole ones without a point, NaN as null."""
+    whole = (number == number.round()) & (number.abs() < 2.0**63)
+    return (
+        pl.when(number.is_nan())
+        .then(None)
+        .when(whole)
+        .then(number.cast(pl.Int64, strict=False).cast(pl.String))
+        .otherwise(number.cast(pl.String))
+    )
+
+
+def _lists_of_texts(raw: pl.Series) -> pl.Series:
+    lists = raw.cast(pl.List(raw.dtype.inner)) if isinstance(raw.dtype, pl.Array) else raw
+    if isinstance(lists.dtype, pl.List) and lists.dtype.inner.is_float():
+        return lists.list.eval(float_text(pl.element()))
+    return lists.cast(pl.List(pl.String))
 
 
 def _as_numbers(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
@@ -313,11 +334,6 @@ def _rules(*rules: tuple[pl.Series, str | pl.Series]) -> pl.Series | None:
 
 def _all_wrong(raw: pl.Series, dtype: pl.DataType | type[pl.DataType], rule: str) -> Checked:
     return _nulls(raw, dtype), _rules((raw.is_not_null(), rule))
-
-
-def _is_whole(raw: pl.Series) -> bool:
-    array = raw.drop_nulls().drop_nans().to_numpy()
-    return bool(np.isfinite(array).all() and (array == np.floor(array)).all())
 
 
 def _nulls(raw: pl.Series, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:

@@ -1,4 +1,5 @@
 import itertools
+import json
 from collections import Counter
 
 import polars as pl
@@ -184,6 +185,32 @@ def test_equal_rows_give_equal_bytes_whatever_the_listing_and_the_workers(tmp_pa
         data = {"out": str(tmp_path / f"dataset-{len(datasets)}"), "events": {"files": names}, "filters": {"k_core": 3}}
         datasets.append(bytes_of(run(parse({"data": data, "features": features}), options)))
     assert datasets[0] == datasets[1] == datasets[2]
+
+
+def test_a_category_of_numbers_has_one_text_whatever_its_batch(tmp_path):
+    """Whole numbers and fractions meet in one row group, or never."""
+    stars = [1.0, 2.5, 1.0, 3.0, 4.0, 2.5, 1.0, 0.5]
+    events = pl.DataFrame(
+        {
+            "user_id": list("aabbccdd"),
+            "item_id": list("wxyzwxyz"),
+            "time": range(1_600_000_000, 1_600_000_008),
+            "stars": stars,
+        }
+    )
+    features = {"events": [{"name": "stars", "kind": "categorical"}]}
+    datasets = []
+    for size in (8, 1, 3):
+        events.write_parquet(tmp_path / "events.parquet", row_group_size=size)
+        data = {"out": str(tmp_path / f"dataset-{size}"), "events": {"files": [str(tmp_path / "events.parquet")]}}
+        datasets.append(bytes_of(run(parse({"data": data, "features": features}))))
+    assert datasets[0]["vocabularies/stars.txt"] == b"1\n2.5\n0.5\n3\n4\n"
+    assert datasets[0] == datasets[1] == datasets[2]
+    with (tmp_path / "events.jsonl").open("w") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in events.to_dicts()) + "{broken\n")
+    data = {"out": str(tmp_path / "lines"), "events": {"files": [str(tmp_path / "events.jsonl")]}}
+    lines = bytes_of(run(parse({"data": data, "features": features})))
+    assert lines["vocabularies/stars.txt"] == datasets[0]["vocabularies/stars.txt"]
 
 
 def test_the_runner_is_fn_api_unless_one_is_named():

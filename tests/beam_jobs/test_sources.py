@@ -124,15 +124,16 @@ def test_json_lines_of_mixed_types_and_broken_ones(tmp_path):
         json.dumps({"user_id": "seven", "item_id": "y", "time": 2}),
         "",
         "[1]",
+        json.dumps({"user_id": 8.0, "item_id": "z"}),
         json.dumps({"user_id": True, "item_id": "2024-01-01T00:00:00"}),
     ]
     path = write_csv(tmp_path / "log.jsonl", "\n".join(lines) + "\n")
     rows, broken = read_all(Source(files=[path]), columns=["user_id", "item_id", "time", "tags"])
-    assert rows[ROW].to_list() == [1, 3, 6]
-    assert rows["user_id"].to_list() == ["7", "seven", "true"]
-    assert rows["item_id"].to_list() == ["x", "y", "2024-01-01T00:00:00"]
-    assert rows["time"].to_list() == [1.5, 2.0, None]
-    assert rows["tags"].to_list() == [["a", "b"], None, None]
+    assert rows[ROW].to_list() == [1, 3, 6, 7]
+    assert rows["user_id"].to_list() == ["7", "seven", "8", "true"]
+    assert rows["item_id"].to_list() == ["x", "y", "z", "2024-01-01T00:00:00"]
+    assert rows["time"].to_list() == [1.5, 2.0, None, None]
+    assert rows["tags"].to_list() == [["a", "b"], None, None, None]
     assert [(row, rule) for _, row, _, rule in broken] == [(2, "must be a JSON object"), (5, "must be a JSON object")]
 
 

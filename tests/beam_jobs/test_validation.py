@@ -129,6 +129,16 @@ def test_orders_are_whole_numbers_of_any_size():
 def test_texts_are_what_categories_are_made_of():
     assert check([1.0, 2.0], "text") == (["1", "2"], [])
     assert check([1.5, float("nan")], "text") == (["1.5", None], [])
+    assert check([1.0, 2.5, -0.0, 1e15, 2.0**63, 0.1], "text")[0] == [
+        "1",
+        "2.5",
+        "0",
+        "1" + "0" * 15,
+        "9.223372036854776e+18",
+        "0.1",
+    ]
+    assert check([1.0, float("inf")], "text") == (["1", None], [(2, "inf", "must be a finite number")])
+    assert check([0.1, 3.0], "text", dtype=pl.Float32)[0] == ["0.1", "3"]
     assert check([True, None], "text") == (["true", None], [])
     assert check(["", "x"], "text") == ([None, "x"], [])
     assert check([["x"]], "text")[1] == [(1, "['x']", "must be a text, not a list")]
@@ -137,6 +147,7 @@ def test_texts_are_what_categories_are_made_of():
 def test_cells_of_several_values():
     assert check(["a|b||c", "", None], "texts", separator="|", max_values=2) == ([["a", "b"], None, None], [])
     assert check([[1, 2, 3], [], None], "texts", max_values=2) == ([["1", "2"], None, None], [])
+    assert check([[1.0, 2.5], [float("nan")], None], "texts", max_values=2)[0] == [["1", "2.5"], None, None]
     assert check(["a|b"], "texts")[1] == [(1, "a|b", "must be a list of values, or set the feature's `separator`")]
 
 
