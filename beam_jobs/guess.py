@@ -1,6 +1,7 @@
 """What `tfrec init` writes: a configuration guessed from the first rows of log files, each guess with its reason."""
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import yaml
 from beam_jobs.guess_roles import Log, guess_roles, snake, words_a_cell
 from beam_jobs.samples import read_sample
 from tfrec.config import parse
+from tfrec.schema import NAME_PATTERN
 
 _TITLE_NAME = re.compile(r"title|name|description|headline|label|text", re.I)
 _LABEL_NAME = re.compile(r"click|cart|purchas|buy|bought|conver|like|view|label|follow|share|order|install", re.I)
+_FEW_VALUES = 100
 _MARKS = ("|", ";", ",", "/")
 
 
@@ -82,8 +85,8 @@ def _data_lines(by_kind: dict[str, list[Log]]) -> Iterator[str]:
     events = by_kind["events"][0]
     for log in by_kind["impressions"][:1]:
         labels = [
-            {"name": snake(column), "column": column, "operator": ">=", "value": 1}
-            for column in log.free()
+            {"name": _feature_name(column, f"label_{place}"), "column": column, "operator": ">=", "value": 1}
+            for place, column in enumerate(log.free())
             if _LABEL_NAME.search(column) and set(log.frame[column].unique().drop_nulls().to_list()) <= {0, 1}
         ]
         yield f"  labels: {_yaml(labels)} # 0/1 columns of the impressions"
@@ -105,19 +108,29 @@ def _feature_lines(kind: str, logs: list[Log]) -> Iterator[str]:
     if not logs:
         yield f"  {kind}: []" + (" # without a file of items, an item is its id alone" if kind == "items" else "")
         return
-    lines, left = [], []
+    lines: list[str] = []
+    left: list[str] = []
     for column in logs[0].free():
         guess = guess_feature(logs[0].frame[column], side=kind)
         if guess is None:
             left.append(column)
             continue
         settings, reason = guess
-        named = {"name": snake(column), **({"column": column} if snake(column) != column else {}), **settings}
+        count = logs[0].frame.height - logs[0].frame[column].null_count()
+        reason += f"; guessed from {count} values alone, look again" if count < _FEW_VALUES else ""
+        name = _feature_name(column, f"{kind.removesuffix('s')}_feature_{len(lines) + 1}")
+        named = {"name": name, **({"column": column} if name != column else {}), **settings}
         lines.append(f"    - {_yaml(named)} # {_comment(reason)}")
     yield f"  {kind}:" if lines else f"  {kind}: []"
     yield from lines
     if left:
         yield f"    # Left out, as they look like identifiers, constants or free text: {_comment(', '.join(left))}"
+
+
+def _feature_name(column: str, otherwise: str) -> str:
+    """A column's name in plain letters, "Größe" -> "grosse"; `otherwise` where that leaves none."""
+    plain = unicodedata.normalize("NFKD", snake(column)).replace("ß", "ss").encode("ascii", "ignore").decode()
+    return plain if re.fullmatch(NAME_PATTERN, plain) else otherwise
 
 
 def guess_feature(values: pl.Series, *, side: str) -> tuple[dict[str, Any], str] | None:

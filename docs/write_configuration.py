@@ -17,7 +17,10 @@ INTRODUCTION = """# Configuration
 
 One strict YAML file describes an experiment: an unknown key is an error that suggests the nearest known one.
 `--set section.key=value` overrides a key on the command line, `${VAR}` is replaced from the environment, and the
-resolved configuration, every default spelt out, is saved as `config.yaml` beside each output.
+resolved configuration, every default spelt out, is saved as `config.yaml` in each run; the manifest of a dataset holds
+the settings that it was made with, without paths.
+
+Numbers, booleans, texts and lists are not taken for one another: `epochs: "3"` and `files: x.csv` are errors.
 
 This page is generated from the docstrings of `tfrec/config.py` by `make docs`.
 """
@@ -65,6 +68,8 @@ def _values(info: FieldInfo) -> str:
 
 def _type(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type(arguments[0])
     if origin is typing.Literal:
         return " or ".join(f"`{argument}`" for argument in arguments)
     if origin in (typing.Union, types.UnionType):

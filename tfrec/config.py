@@ -4,31 +4,49 @@ Every section is a small frozen model whose attribute docstrings say what a key 
 suggest the nearest known one; `${VAR}` is replaced from the environment; `a.b=c` overrides come from `--set`.
 """
 
-import difflib
+import codecs
 import os
 import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tfrec.errors import UsageError
-from tfrec.schema import Kind, Label, Split
+from tfrec.schema import NAME_PATTERN, Kind, Label, Split
+from tfrec.strict import read_yaml, type_problem
+from tfrec.strict import suggest as suggest
 
 CONFIG = "config.yaml"
 _MAX_BYTES = 1 << 20
-
-TimeUnit = str  # "seconds", "milliseconds", "microseconds", "nanoseconds", "iso", or a strptime format with "%"
+TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso")
 
 
 class Section(BaseModel):
     """A part of the configuration: strict, frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_type(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML knows numbers, booleans, texts and lists: none is taken for another."""
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else Any
+        if problem := type_problem(value, annotation):
+            raise ValueError(problem)
+        return value
 
 
 class Source(Section):
@@ -41,15 +59,32 @@ class Source(Section):
     delimiter: str = ","
     """Separates the columns of a CSV."""
     encoding: str = "utf-8"
-    """Encoding of a CSV."""
+    """Encoding of a CSV, by a name that Python knows."""
     header: tuple[str, ...] | None = None
     """Column names of a CSV that has no header line."""
     columns: dict[str, str] = {}
     """Role -> column in the files. Roles of events: user_id, item_id, time, order, event_type, session. Of items:
     item_id. Of users: user_id. Of impressions: user_id, item_id, time, position, request. A role left out means the
     column of the same name where the files have one."""
-    time_unit: TimeUnit = "seconds"
+    time_unit: str = "seconds"
     """seconds, milliseconds, microseconds, nanoseconds, iso, or a strptime format such as %d/%m/%Y %H:%M."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str) -> str:
+        try:
+            codecs.lookup(encoding)
+            "a".encode(encoding)
+        except (LookupError, ValueError, UnicodeError):
+            raise ValueError("must be the name of a text encoding, such as utf-8, cp1252 or utf-16") from None
+        return encoding
+
+    @field_validator("time_unit")
+    @classmethod
+    def _known_time_unit(cls, unit: str) -> str:
+        if unit not in TIME_UNITS and "%" not in unit:
+            raise ValueError(f"must be a unit of time or a strptime format with %; {suggest(unit, TIME_UNITS)}")
+        return unit
 
 
 class Filters(Section):
@@ -81,7 +116,7 @@ class Recipe(Section):
 class Data(Section):
     """Raw logs in, dataset out."""
 
-    out: str
+    out: str = Field(min_length=1)
     """The dataset directory."""
     recipe: Recipe | None = None
     """Prepares `events`, `items`, `users`, `impressions` from a public data set; keys given here still win."""
@@ -119,16 +154,16 @@ class Histories(Section):
 class FeatureConfig(Section):
     """One feature of items, users or events."""
 
-    name: str
-    """Its name in the schema."""
+    name: str = Field(pattern=NAME_PATTERN)
+    """Its name in the schema: letters, digits and _, a letter first, at most 64; files are called by it."""
     kind: Kind
     """categorical, numerical, multimodal (a ready-made vector) or text."""
     column: str | None = None
     """The raw column; by default the one called `name`."""
     multivalued: bool = False
     """A cell holds several values (categorical)."""
-    separator: str | None = None
-    """Separates the values in a text cell; None where the column holds lists."""
+    separator: str | None = Field(None, min_length=1)
+    """Separates the values in a text cell (multi-valued); None where the column holds lists."""
     max_values: int = Field(8, ge=1)
     """Values kept at most (multi-valued)."""
     min_count: int = Field(1, ge=1)
@@ -146,11 +181,31 @@ class FeatureConfig(Section):
     quantiles: int = Field(8, ge=2)
     """Quantiles q of each dimension; q ** dims_per_group is at most 4,096."""
     keep_vectors: bool = False
-    """Store the vectors beside the codes."""
+    """Store the vectors beside the codes (multimodal, text)."""
+
+    @property
+    def is_vector(self) -> bool:
+        """A vector that is quantised."""
+        return self.kind in ("multimodal", "text")
 
     @model_validator(mode="after")
-    def _codes_fit(self) -> Self:
-        if self.kind in ("multimodal", "text"):
+    def _options_fit(self) -> Self:
+        for option, fits, what in (
+            ("multivalued", self.kind == "categorical", "of kind categorical"),
+            ("min_count", self.kind == "categorical", "of kind categorical"),
+            ("max_size", self.kind == "categorical", "of kind categorical"),
+            ("separator", self.multivalued, "with `multivalued: true`"),
+            ("max_values", self.multivalued, "with `multivalued: true`"),
+            ("bins", self.kind == "numerical", "of kind numerical"),
+            ("dim", self.is_vector, "of kind multimodal or text"),
+            ("groups", self.is_vector, "of kind multimodal or text"),
+            ("dims_per_group", self.is_vector, "of kind multimodal or text"),
+            ("quantiles", self.is_vector, "of kind multimodal or text"),
+            ("keep_vectors", self.is_vector, "of kind multimodal or text"),
+        ):  # a saved configuration spells out every default, which says nothing
+            if not fits and getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"`{option}` is an option of features {what} alone; {self.name} is {self.kind}")
+        if self.is_vector:
             if self.quantiles**self.dims_per_group > 4096:
                 raise ValueError("`quantiles` ** `dims_per_group` must be at most 4096")
             if self.groups * self.dims_per_group > self.dim:
@@ -197,9 +252,9 @@ class Training(Section):
     """Peak learning rate."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay; embeddings, biases and norms are left out."""
-    beta_1: float = 0.9
+    beta_1: float = Field(0.9, gt=0, lt=1)
     """Adam's first decay rate."""
-    beta_2: float = 0.98
+    beta_2: float = Field(0.98, gt=0, lt=1)
     """Adam's second decay rate."""
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps of linear warm-up."""
@@ -235,7 +290,7 @@ class Training(Section):
 class Evaluation(Section):
     """How a model is judged."""
 
-    ks: tuple[int, ...] = (10, 50, 100, 200)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 50, 100, 200), min_length=1)
     """Cut-offs of recall and ndcg."""
     filter_seen: bool = True
     """Items of the user's history are not recommended; needs `data.repeats: first` or data without repeats."""
@@ -298,9 +353,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UsageError(f"{path}: larger than {_MAX_BYTES} bytes, so hardly a configuration.")
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
+        document = read_yaml(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UsageError(f"{path}: no such configuration file.") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(document, dict):
@@ -326,12 +383,6 @@ def write(config: Config, directory: Path) -> None:
     (directory / CONFIG).write_text(text, encoding="utf-8")
 
 
-def suggest(word: str, known: Sequence[str]) -> str:
-    """A hint for a misspelt word: the nearest known one, else the whole list."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(known))}."
-
-
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -345,7 +396,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
             child = document[parent] = {}
         document = child
     try:
-        document[last] = yaml.safe_load(text)
+        document[last] = read_yaml(text)
     except yaml.YAMLError:
         raise UsageError(f"--set {override}: the value is not valid YAML.") from None
 
@@ -376,7 +427,8 @@ def _explain(error: ValidationError) -> str:
         return f"`{key}`: unknown key; {hint}".rstrip("; ")
     message = first["msg"].removeprefix("Value error, ")
     received = "" if first["type"] == "missing" else f" Received: {first['input']!r:.100}."
-    return f"`{key}`: {message}.{received}"
+    message += "" if message.endswith((".", "?")) else "."
+    return f"`{key}`: {message}{received}"
 
 
 def _section_at(location: Sequence[int | str]) -> type[BaseModel] | None:

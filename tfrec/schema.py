@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tfrec.errors import UserError
 from tfrec.transforms import Bins, Encoder, GroupQuantiles, Transform, Vocabulary
@@ -12,6 +12,8 @@ from tfrec.transforms import Bins, Encoder, GroupQuantiles, Transform, Vocabular
 SCHEMA = "schema.json"
 FORMAT_VERSION = 1
 ITEM_ID = "item_id"
+NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,63}$"
+"""Names of features and labels: files and keys of records are called by them."""
 
 Side = Literal["user", "item", "event"]
 Kind = Literal["categorical", "numerical", "multimodal", "text"]
@@ -28,7 +30,7 @@ class Feature(_Part):
     vectors have one column and one embedding table a group (concatenated); all others have one column.
     """
 
-    name: str
+    name: str = Field(pattern=NAME_PATTERN)
     side: Side
     kind: Kind
     column: str
@@ -59,7 +61,7 @@ class Feature(_Part):
 class Label(_Part):
     """A 0/1 label of events or impressions: `column` compared with `value` by `operator`."""
 
-    name: str
+    name: str = Field(pattern=NAME_PATTERN)
     column: str
     operator: Literal[">=", ">", "<=", "<", "==", "!="]
     value: float | str
@@ -69,11 +71,11 @@ class Split(_Part):
     """How events were divided into training (0), validation (1) and test (2)."""
 
     kind: Literal["leave_one_out", "temporal", "last_fraction"]
-    validation: bool = True
-    fraction: float | None = None
-    validation_from: int | None = None
+    validation: bool = Field(True, strict=True)
+    fraction: float | None = Field(None, strict=True)
+    validation_from: int | None = Field(None, strict=True)
     """Unix seconds; events from here on are validation (temporal)."""
-    test_from: int | None = None
+    test_from: int | None = Field(None, strict=True)
     """Unix seconds; events from here on are test (temporal)."""
 
 
@@ -142,7 +144,7 @@ class Schema(_Part):
     def write(self, directory: Path) -> None:
         """Writes `schema.json`."""
         document = self.model_dump(mode="json")
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (directory / SCHEMA).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -168,4 +170,4 @@ class Schema(_Part):
             raise UserError(f"{path}: `{where}`: {first['msg']}; run `tfrec preprocess` again.") from None
 
 
-__all__ = ["FORMAT_VERSION", "ITEM_ID", "Bins", "Feature", "Kind", "Label", "Schema", "Side", "Split"]
+__all__ = ["FORMAT_VERSION", "ITEM_ID", "NAME_PATTERN", "Bins", "Feature", "Kind", "Label", "Schema", "Side", "Split"]

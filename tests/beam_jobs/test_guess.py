@@ -210,6 +210,19 @@ def test_named_roles_and_columns_must_be_there(tmp_path, random):
         guess_config([tmp_path / "log.csv"], {"user_id": "user_ids"})
 
 
+def test_names_of_features_are_plain_words_and_few_values_are_told(tmp_path, random):
+    make_events(random).write_csv(tmp_path / "log.csv")
+    items = make_items(random).select("item_id", Größe="brand", **{"2nd price": "price", "品牌": "brand"})
+    for rows, told in ((90, "guessed from 90 values alone"), (200, None)):
+        pl.concat([items, items, items]).head(rows).write_csv(tmp_path / "items.csv")
+        text = guess_config([tmp_path / "log.csv", tmp_path / "items.csv"])
+        features = yaml.safe_load(text)["features"]["items"]
+        names = {feature.get("column"): feature["name"] for feature in features}
+        assert names == {"Größe": "grosse", "2nd price": "item_feature_2", "品牌": "item_feature_3"}
+        assert text.count("alone, look again") == (3 if told else 0)
+        assert told is None or told in text
+
+
 def test_every_guess_is_a_yaml_document_with_reasons(tmp_path, random):
     make_events(random).write_csv(tmp_path / "log: odd #name.csv")
     text = guess_config([tmp_path / "log: odd #name.csv"], name="odd: name")
