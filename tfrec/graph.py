@@ -22,7 +22,8 @@ class VocabularyCoder(tf.Module):
     """Strings of any shape to int32 codes; the empty string is unknown.
 
     The table is read from the vocabulary file, which becomes an asset of the SavedModel. Its lines are escaped, so
-    the graph escapes what it looks up.
+    the graph escapes what it looks up; where no line holds an escape, a value that needs one is unknown either way
+    and the graph looks up values as they are.
 
     Args:
         transform: the vocabulary.
@@ -32,7 +33,9 @@ class VocabularyCoder(tf.Module):
     def __init__(self, transform: Vocabulary, directory: Path) -> None:
         super().__init__()
         self.table = None
+        self.holds_escapes = False
         if transform.size > FIRST_VALUE:
+            self.holds_escapes = b"\\" in (directory / transform.file).read_bytes()
             # A path given as a string becomes an asset through a tracked variable that tf.lookup makes itself.
             lines = tf.lookup.TextFileInitializer(
                 str(directory / transform.file),
@@ -49,7 +52,7 @@ class VocabularyCoder(tf.Module):
         if self.table is None:
             return tf.fill(tf.shape(values), UNKNOWN)
         escaped = values
-        for pattern, rewrite in _ESCAPED:
+        for pattern, rewrite in _ESCAPED if self.holds_escapes else ():
             escaped = tf.strings.regex_replace(escaped, pattern, rewrite)
         codes = tf.cast(self.table.lookup(escaped), tf.int32)
         return tf.where(values == "", UNKNOWN, codes)

@@ -55,6 +55,17 @@ def test_vocabulary_coder_matches_the_transform_on_all_nasty_values(tmp_path):
     assert (got > 1).sum() == len([value for value in NASTY[::2] if value])
 
 
+@pytest.mark.parametrize("values", [["a", "at", "tb", "n"], ["a", "a\tb"]])
+def test_values_are_escaped_where_the_vocabulary_has_escapes(tmp_path, values):
+    look_up = VocabularyCoder(vocabulary(tmp_path, values), tmp_path)
+    asked = [*values, "a\tb", "a\\tb", "a\n", "\n", "a\r", "a\\"]
+    expected = [values.index(one) + 2 if one in values else 1 for one in asked]
+    assert look_up(tf.constant(asked)).numpy().tolist() == expected
+    graph = tf.function(look_up).get_concrete_function(tf.TensorSpec([None], tf.string)).graph
+    rewrites = sum("Regex" in operation.type for operation in graph.get_operations())
+    assert rewrites == (4 if any("\t" in one for one in values) else 0)
+
+
 # TensorFlow takes subnormal numbers (below 1e-307) for zero.
 FLOATS = st.floats(allow_subnormal=False)
 
