@@ -156,6 +156,11 @@ def sampling_options(
     check_choice("negatives", kind, kinds)
     if kind == "full" and log_q:
         raise ValueError("`log_q` must be None or False where nothing is sampled. Received: negatives='full'.")
+    if kind == "uniform" and log_q and not null_logit:
+        raise ValueError(
+            "`log_q` must be None or False for uniform negatives without a null class: every item is as probable. "
+            f"Received: negatives='uniform', log_q={log_q}, null_logit={null_logit}."
+        )
     return {
         "log_q": kind in ("in_batch", "mixed") if log_q is None else log_q,
         "null_logit": kind == "same_step" if null_logit is None else null_logit,

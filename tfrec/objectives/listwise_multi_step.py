@@ -36,7 +36,8 @@ class ListwiseMultiStep(keras.layers.Layer):
         num_negatives: int. Shared negatives a batch (`same_step` and `full` ignore it). Defaults to 1024.
         num_token_negatives: int. Items a batch that token types without a table are scored against. Defaults to 256.
         temperature: float. Divides the scores. Defaults to 0.05.
-        learn_temperature: bool. Start at `temperature` and learn it. Defaults to False.
+        learn_temperature: bool. Start at `temperature` and learn it, the factor 1 / temperature being held at 100 at
+            most, as in CLIP. Defaults to False.
         normalize: bool. L2-normalise projected states, as encoders normalise theirs. Defaults to True.
         log_q: bool or None. Subtract the logarithm of the probability of being drawn. Defaults to None: on for
             `in_batch` and `mixed`.

@@ -1,5 +1,6 @@
 """Multi-step prediction: each position predicts the next events, not the next one alone."""
 
+import math
 from typing import Any, Literal
 
 import keras
@@ -17,6 +18,9 @@ from tfrec.objectives.item_softmax import (
 from tfrec.objectives.packing import Batch, pack_positions
 from tfrec.objectives.step_projections import StepProjections
 
+LEAST_TEMPERATURE = 0.01
+"""Of a temperature that is learnt: scores are multiplied by 100 at most."""
+
 NEGATIVES = ("in_batch", "same_step", "uniform", "mixed", "full")
 
 
@@ -33,7 +37,8 @@ class MultiStep(keras.layers.Layer):
             catalogue, the strongest while it is small. Defaults to `in_batch`.
         num_negatives: int. Shared negatives a batch (`same_step` and `full` ignore it). Defaults to 1024.
         temperature: float. Divides the scores. Defaults to 0.05.
-        learn_temperature: bool. Start at `temperature` and learn it. Defaults to False.
+        learn_temperature: bool. Start at `temperature` and learn it, the factor 1 / temperature being held at 100 at
+            most, as in CLIP. Defaults to False.
         normalize: bool. L2-normalise projected states, as encoders normalise theirs. Defaults to True.
         log_q: bool or None. Subtract the logarithm of the probability of being drawn. Defaults to None: on for
             `in_batch` and `mixed`.
@@ -177,10 +182,31 @@ def step_metric_names(softmax: ItemSoftmax, num_steps: int, *, gated: bool) -> l
     return names if softmax.kind == "full" else [*names, "all_masked"]
 
 
+class AtLeast(keras.constraints.Constraint):
+    """Lifts a weight to a lower bound after each step, so that its gradient can lead it back up."""
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The weight's value after the step."""
+        return ops.maximum(value, self.bound)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"bound": self.bound}
+
+
 def add_log_temperature(layer: keras.layers.Layer) -> Any:
-    """A scalar weight that starts at the logarithm of the layer's `temperature`."""
-    initializer = keras.initializers.Constant(float(np.log(layer.temperature)))
-    return layer.add_weight(name="log_temperature", shape=(), initializer=initializer)
+    """A scalar weight that starts at the logarithm of the layer's `temperature` and stays above `LEAST_TEMPERATURE`."""
+    if layer.temperature < LEAST_TEMPERATURE:
+        raise ValueError(
+            f"`temperature` must be at least {LEAST_TEMPERATURE} where it is learnt. "
+            f"Received: temperature={layer.temperature}."
+        )
+    initializer = keras.initializers.Constant(math.log(layer.temperature))
+    constraint = AtLeast(math.log(LEAST_TEMPERATURE))
+    return layer.add_weight(name="log_temperature", shape=(), initializer=initializer, constraint=constraint)
 
 
 __all__ = ["NEGATIVES", "MultiStep", "add_log_temperature", "gate", "step_losses", "step_metric_names"]

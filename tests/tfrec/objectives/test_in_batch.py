@@ -1,5 +1,6 @@
 """InBatchSoftmax and its negatives against loops in plain NumPy."""
 
+import itertools
 import math
 
 import numpy as np
@@ -18,10 +19,17 @@ from tests.tfrec.objectives.reference import (
     targets,
 )
 from tfrec.objectives.in_batch_softmax import InBatchSoftmax
+from tfrec.objectives.listwise_multi_step import ListwiseMultiStep
+from tfrec.objectives.multi_step import MultiStep
 
 pytestmark = pytest.mark.jax
 
 KINDS = ["in_batch", "same_step", "uniform", "mixed"]
+CASES = [
+    (kind, log_q, null)
+    for kind, log_q, null in itertools.product(KINDS, [False, True], [False, True])
+    if kind != "uniform" or null or not log_q  # what changes nothing is refused
+]
 
 
 def probability(kind, item):
@@ -61,9 +69,7 @@ def make(kind, **options):
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("null_logit", [False, True])
-@pytest.mark.parametrize("log_q", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "log_q", "null_logit"), CASES)
 def test_in_batch_softmax_equals_the_loop(kind, log_q, null_logit, seed):
     batch, (state, vectors) = make_batch(seed, rows=4), make_arrays(seed, rows=4)
     objective = make(kind, log_q=log_q, null_logit=null_logit)
@@ -142,3 +148,10 @@ def test_batch_without_targets_costs_nothing():
 def test_refuses_unknown_negatives():
     with pytest.raises(ValueError, match="`negatives` must be one of in_batch, same_step, uniform, mixed"):
         InBatchSoftmax(negatives="full")
+
+
+@pytest.mark.parametrize("cls", [InBatchSoftmax, MultiStep, ListwiseMultiStep])
+def test_refuses_a_correction_that_changes_nothing(cls):
+    with pytest.raises(ValueError, match="`log_q` must be None or False for uniform negatives without a null class"):
+        cls(negatives="uniform", log_q=True)
+    assert cls(negatives="uniform", log_q=True, null_logit=True).log_q is True

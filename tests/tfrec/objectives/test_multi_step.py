@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -145,6 +146,20 @@ def test_learnt_temperature_starts_at_the_constant_and_gets_a_gradient():
     learnt._log_temperature.assign(math.log(10 * TAU))
     assert run(learnt, prepared, state, Table(vectors))[0] != pytest.approx(before, rel=1e-2)
     assert len(learnt.trainable_weights) == 2
+
+
+@pytest.mark.parametrize("cls", [MultiStep, ListwiseMultiStep])
+def test_learnt_temperature_multiplies_by_100_at_most(cls):
+    options = {"num_steps": 1, "negatives": "full", "learn_temperature": True}
+    objective = cls(**options) if cls is MultiStep else cls(**options, token_weight=0)
+    objective.build({"state": (None, None, 4)})
+    optimizer = keras.optimizers.SGD(1.0)
+    (weight,) = objective.trainable_weights
+    for gradient, expected in ((50.0, 0.01), (-math.log(2), 0.02)):  # held at the bound, and free to come back
+        optimizer.apply([ops.full((), gradient)], [weight])
+        assert math.exp(float(weight.value)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match=r"`temperature` must be at least 0\.01 where it is learnt"):
+        cls(temperature=0.005, learn_temperature=True).build({"state": (None, None, 4), "token": (None, None, 2, 3)})
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.4, 1.0])
