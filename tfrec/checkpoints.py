@@ -2,7 +2,7 @@
 
 One is a directory `checkpoints/<step>/` with the weights, the state of optimizer, dropout seeds and metrics, the place
 in the epoch, and a manifest with hashes. It appears by one rename; the last two are kept, and a damaged one is passed
-over for the one before.
+over for the one before. The best weights lie beside them, in a file for each epoch that a checkpoint names.
 """
 
 import json
@@ -21,7 +21,6 @@ from tfrec.manifest import published, verify, write_json, write_manifest
 from tfrec.runs import WEIGHTS, load_weights, save_weights
 
 FOLDER = "checkpoints"
-BEST = "best.weights.h5"
 _STATE = "state.npz"
 _PROGRESS = "progress.json"
 _KEPT = 2
@@ -48,8 +47,13 @@ class Progress:
     """Validations since."""
 
 
+def best_weights(directory: Path, epoch: int) -> Path:
+    """Where the best weights lie that were those of an epoch; the next best ones leave them alone."""
+    return directory / FOLDER / f"best-{epoch}.weights.h5"
+
+
 def save(directory: Path, model: keras.Model, progress: Progress) -> None:
-    """Writes a checkpoint of a compiled model into a run directory and drops the oldest ones."""
+    """Writes a checkpoint of a compiled model into a run directory, drops the oldest ones and weights of no use."""
     folder = directory / FOLDER
     with published(folder / f"{progress.step:09d}") as target:
         save_weights(model, target / WEIGHTS)
@@ -57,8 +61,12 @@ def save(directory: Path, model: keras.Model, progress: Progress) -> None:
         np.savez(target / _STATE, **arrays)
         write_json(target / _PROGRESS, asdict(progress))
         write_manifest(target, {"format_version": 1})
-    for old in _found(directory)[_KEPT:]:
+    kept, dropped = _found(directory)[:_KEPT], _found(directory)[_KEPT:]
+    for old in dropped:
         shutil.rmtree(old)
+    named = {best_weights(directory, epoch) for epoch in map(_best_epoch, kept) if epoch is not None}
+    for weights in set(folder.glob("best-*")) - named:
+        weights.unlink()
 
 
 def restore(directory: Path, model: keras.Model) -> Progress | None:
@@ -79,6 +87,15 @@ def restore(directory: Path, model: keras.Model) -> Progress | None:
 def remove(directory: Path) -> None:
     """Removes all checkpoints of a run directory."""
     shutil.rmtree(directory / FOLDER, ignore_errors=True)
+
+
+def _best_epoch(checkpoint: Path) -> int | None:
+    """The epoch whose weights a checkpoint names; None also where it is damaged, since nothing goes on from it."""
+    try:
+        epoch = json.loads((checkpoint / _PROGRESS).read_text(encoding="utf-8"))["best_epoch"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return int(epoch) if epoch is not None else None
 
 
 def _found(directory: Path) -> list[Path]:

@@ -243,8 +243,9 @@ class _Training:
         if progress.best is None or validation[name] > progress.best:
             progress.best, progress.best_epoch, progress.stale = validation[name], progress.epoch, 0
             if self.model.trainable_variables:
-                (self.run.directory / checkpoints.FOLDER).mkdir(exist_ok=True)
-                save_weights(self.model, self.run.directory / checkpoints.FOLDER / checkpoints.BEST)
+                best = checkpoints.best_weights(self.run.directory, progress.epoch)
+                best.parent.mkdir(exist_ok=True)
+                save_weights(self.model, best)
         else:
             progress.stale += 1
 
@@ -261,7 +262,7 @@ class _Training:
     def _finish(self) -> None:
         progress = self.progress
         if progress.best_epoch is not None and self.model.trainable_variables:
-            load_weights(self.model, self.run.directory / checkpoints.FOLDER / checkpoints.BEST)
+            load_weights(self.model, checkpoints.best_weights(self.run.directory, progress.best_epoch))
         self._write_history()
         entry = progress.history[(progress.best_epoch or len(progress.history)) - 1]
         record = {

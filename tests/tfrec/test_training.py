@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.datasets import make_dataset
+from tfrec import checkpoints, training
 from tfrec.callbacks import StepWatch
 from tfrec.config import parse
 from tfrec.errors import UsageError, UserError
@@ -43,9 +44,9 @@ def history(run):
     return [json.loads(line) for line in (run / "logs/metrics.jsonl").read_text().splitlines()]
 
 
-def weights(run):
+def weights(run, name="model.weights.h5"):
     found = {}
-    with h5py.File(run / "model.weights.h5") as file:
+    with h5py.File(run / name) as file:
         file.visititems(lambda name, node: found.update({name: node[()]}) if isinstance(node, h5py.Dataset) else None)
     return found
 
@@ -138,6 +139,45 @@ def test_damaged_newest_checkpoint_is_passed_over(data, straight, tmp_path, monk
         train(config, run, progress=False)
     assert "000000013 is damaged and passed over" in caplog.text
     assert_same_run(straight, run)
+
+
+def test_best_weights_are_those_of_the_epoch_that_the_checkpoint_names(data, tmp_path, monkeypatch):
+    """Stopped after better weights were written and before the checkpoint that names them; they are not met again."""
+    run, save, scores = tmp_path / "run", checkpoints.save, iter([0.5, 0.7, 0.2, 0.3])
+    monkeypatch.setattr(training._Training, "_validate", lambda self: {"ndcg@10": next(scores)})
+
+    def killed_at_the_second_epoch(directory, model, progress):
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+        save(directory, model, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", killed_at_the_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            train(configure(data), run, progress=False)
+    assert sorted(path.name for path in (run / "checkpoints").glob("best-*")) == [
+        "best-1.weights.h5",
+        "best-2.weights.h5",
+    ]
+    best, passed = (weights(run, f"checkpoints/best-{epoch}.weights.h5") for epoch in (1, 2))
+    train(configure(data), run, progress=False)
+    assert json.loads((run / "run.json").read_text())["best_epoch"] == 1
+    for name, value in weights(run).items():
+        np.testing.assert_array_equal(value, best[name])
+    assert any((value != passed[name]).any() for name, value in best.items())
+
+
+def test_best_weights_stay_as_long_as_a_checkpoint_names_them(data, tmp_path, monkeypatch):
+    run, save, scores, seen = tmp_path / "run", checkpoints.save, iter([0.1, 0.2, 0.3, 0.4, 0.3]), []
+    monkeypatch.setattr(training._Training, "_validate", lambda self: {"ndcg@10": next(scores)})
+
+    def watched(directory, model, progress):
+        save(directory, model, progress)
+        seen.append(sorted(path.name.split(".")[0] for path in (directory / "checkpoints").glob("best-*")))
+
+    monkeypatch.setattr(checkpoints, "save", watched)
+    train(configure(data, epochs=5), run, progress=False)
+    assert seen == [["best-1"], ["best-1", "best-2"], ["best-2", "best-3"], ["best-3", "best-4"], ["best-4"]]
 
 
 def test_finished_run_is_left_alone(data, straight, capfd):
