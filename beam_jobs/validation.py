@@ -134,7 +134,7 @@ def _check_text(raw: pl.Series, field: Field) -> Checked:
 def _check_texts(raw: pl.Series, field: Field) -> Checked:
     """Lists of texts, the first `max_values` of each cell; a cell without values is null."""
     if field.separator is not None and not raw.dtype.is_nested():
-        lists = as_texts(raw)[0].str.split(field.separator)
+        lists = as_texts(raw)[0].str.split(field.separator).list.eval(pl.element().str.strip_chars())
     elif isinstance(raw.dtype, pl.List | pl.Array) or raw.null_count() == len(raw):
         lists = _lists_of_texts(raw)
     else:

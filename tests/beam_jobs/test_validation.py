@@ -146,6 +146,8 @@ def test_texts_are_what_categories_are_made_of():
 
 def test_cells_of_several_values():
     assert check(["a|b||c", "", None], "texts", separator="|", max_values=2) == ([["a", "b"], None, None], [])
+    spaced = ["Drama, Comedy , ,Film Noir", " "]
+    assert check(spaced, "texts", separator=",", max_values=8)[0] == [["Drama", "Comedy", "Film Noir"], None]
     assert check([[1, 2, 3], [], None], "texts", max_values=2) == ([["1", "2"], None, None], [])
     assert check([[1.0, 2.5], [float("nan")], None], "texts", max_values=2)[0] == [["1", "2.5"], None, None]
     assert check(["a|b"], "texts")[1] == [(1, "a|b", "must be a list of values, or set the feature's `separator`")]
