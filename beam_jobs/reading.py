@@ -144,8 +144,13 @@ def sort_rows(rows: pl.DataFrame) -> pl.DataFrame:
 def stage_distinct(
     folder: Path, bucket: int, chunks: Iterable[Chunk], *, id_column: str, names: Sequence[str]
 ) -> tuple[Counter[tuple[int, str, str]], pl.DataFrame]:
-    """Writes the rows of a bucket of items or users, the first of each id; the later ones are rejects."""
+    """Writes the rows of a bucket of items or users, the first of each id; the later ones are rejects.
+
+    Of an item whose content was rejected in one row and accepted in another the accepted row counts.
+    """
     frame = join_chunks(chunks).with_columns(pl.col(id_column).cast(pl.String))
+    if "_accepted" in frame.columns:
+        frame = frame.sort("_accepted", descending=True, maintain_order=True)
     first = frame[id_column].is_first_distinct()
     later = frame.filter(~first)
     if "_accepted" in frame.columns:  # what was rejected already is not rejected twice

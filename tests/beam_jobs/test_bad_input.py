@@ -92,6 +92,26 @@ def test_bad_rows_of_items_and_users_are_rejected_and_the_items_kept_without_con
     assert found["i7"]["item_brand"] == [brands.index("brand3") + 2]
 
 
+def test_a_rejected_row_of_an_item_does_not_shadow_a_later_good_one(tmp_path):
+    write_logs(tmp_path)
+    items = make_items()
+    good, bad = items[7], {**items[7], "price": "cheap"}
+    write_jsonl(tmp_path / "items.jsonl", [*items[:7], bad, *items[8:], good, bad, {**good, "brand": "again"}])
+    directory = run(parse(config_of(tmp_path, tmp_path / "dataset")))
+    assert manifest.read_manifest(directory)["account"]["items"]["files"]["items.jsonl"] == {
+        "input": 25,
+        "accepted": 22,
+        "stored": 22,
+        "rejected": {"price: must be a number": 2, "item_id: repeats an id; the first row with it counts": 1},
+        "filtered": {},
+        "truncated": {},
+    }
+    found = {example["item_id"][0].decode(): example for example in read_examples(directory, "items")}
+    brands = read_values(directory / "vocabularies" / "brand.txt")
+    assert found["i7"]["item_brand"] == [brands.index("brand3") + 2]
+    assert found["i7"]["display_title"] == [good["title"].encode()]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
