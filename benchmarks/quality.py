@@ -49,7 +49,7 @@ class Table:
 
 def _ablations(config: str) -> tuple[Row, ...]:
     changes = {
-        "w/o HTFL": ("model.ablation=without_htfl", "objective.token_weight=0"),
+        "w/o HTFL": ("model.ablation=without_htfl",),
         "w/o MFK": ("model.ablation=without_mfk",),
         "w/o HCT": ("model.ablation=without_hct",),
         "w/o LMP": ("objective={name: multi_step, negatives: uniform, num_negatives: 2048}",),

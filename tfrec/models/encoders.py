@@ -11,7 +11,6 @@ from keras import ops
 
 from tfrec.layers import Tensor
 from tfrec.layers.feature_embedding import FeatureEmbedding
-from tfrec.layers.hierarchical_causal_transformer import NEAR_ZERO
 from tfrec.layers.item_id_dropout import ItemIdDropout
 from tfrec.layers.item_table import ItemTable
 from tfrec.layers.item_tokens import ItemTokens
@@ -65,11 +64,11 @@ class ItemEmbedder(keras.layers.Layer):
         table: ItemTable. The catalogue.
         embedding_dim: int. Width of a token.
         item_features: `"all"` or names. Features that become tokens.
-        item_id_dropout: float. Probability of replacing an id by unknown in training; ids are all that an item has
-            where no other feature is chosen, and then stay.
+        item_id_dropout: float. Probability of replacing an id by unknown in training: of every event of a history,
+            and of items to be predicted where they have another feature (see `embed_items`).
         projected_vectors: names. Features whose token is a linear map of the stored vector instead of an embedding.
-        concatenated: str or None. One token an item instead of one a feature, a dense layer over the features'
-            concatenated embeddings: `"plain"`, or `"residual"`, added to their sum and starting near 0.
+        concatenated: bool. One token an item instead of one a feature: a dense layer over the features' concatenated
+            embeddings.
 
     Input: items `(...)` int.
     Output: `(..., K, D)`.
@@ -84,7 +83,7 @@ class ItemEmbedder(keras.layers.Layer):
         item_features: ItemFeatures = "all",
         item_id_dropout: float = 0.0,
         projected_vectors: Sequence[str] = (),
-        concatenated: Literal["plain", "residual"] | None = None,
+        concatenated: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -122,8 +121,7 @@ class ItemEmbedder(keras.layers.Layer):
             dense.build((None, (self.table.vector_dims or {})[name]))
             self.projections[name] = dense
         if self.concatenated:
-            stddev = NEAR_ZERO if self.concatenated == "residual" else None
-            self.concatenation = MLP([], self.embedding_dim, output_stddev=stddev, name="concatenation")
+            self.concatenation = MLP([], self.embedding_dim, dtype=self.dtype_policy, name="concatenation")
             self.concatenation.build((None, len(self.feature_names) * self.embedding_dim))
         self.built = True
 
@@ -135,8 +133,6 @@ class ItemEmbedder(keras.layers.Layer):
         if not self.concatenated:
             return tokens
         one = self.concatenation(ops.reshape(tokens, (*ops.shape(items), tokens.shape[-2] * tokens.shape[-1])))
-        if self.concatenated == "residual":
-            one = one + ops.sum(tokens, axis=-2)
         return one[..., None, :]  # (..., 1, D)
 
     def _with_projections(self, items: Tensor, tokens: Tensor) -> Tensor:

@@ -192,7 +192,9 @@ def heterrec(
             id, are understood.
         user_features: str. `"prefix"`: one token that every position sees; `"add"`: added to events; `"none"`.
         event_types: bool. Whether the type of an event is added to its tokens.
-        ablation: str or None. `"without_htfl"`: features concatenated through a dense layer to one token an item;
+        ablation: str or None. `"without_htfl"`: features concatenated through a dense layer to one token an item,
+            without their sum whatever `residual` is (the paper's concat-based method); its token level goes on, over
+            that one token;
             `"without_mfk"`: quantised features as their vectors, projected, which needs `keep_vectors`;
             `"without_hct"`: N1 + N2 blocks over the flattened tokens, an item's state being the mean of its tokens'.
         request_time: bool. Set by the run; which times a position sees.
@@ -206,7 +208,6 @@ def heterrec(
     """
     vector_features = _vector_features(schema, item_features) if ablation == "without_mfk" else ()
     table = item_table(schema, vector_features)
-    residual_sum: Literal["residual", "plain"] = "residual" if residual else "plain"
     embedder = ItemEmbedder(
         schema,
         table,
@@ -214,7 +215,7 @@ def heterrec(
         item_features=item_features,
         item_id_dropout=item_id_dropout,
         projected_vectors=vector_features,
-        concatenated=residual_sum if ablation == "without_htfl" else None,
+        concatenated=ablation == "without_htfl",
         name="embedder",
     )
     context = EventContext(schema, embedding_dim, event_types=event_types, user_features=user_features, name="context")

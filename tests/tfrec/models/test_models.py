@@ -316,6 +316,25 @@ def test_heterrec_token_tables_are_the_tokens_of_items():
             np.testing.assert_allclose(rows, token[:, k], atol=1e-6)
 
 
+@pytest.mark.jax
+def test_heterrec_without_htfl_reads_one_token_an_item_and_trains_at_token_level():
+    schema, batch = make_schema(), make_batch(make_schema(), 32, 16)
+    model = make("heterrec", schema, {**OBJECTIVES["heterrec"], "token_weight": 1.0}, ablation="without_htfl")
+    embedder, items = model.item_encoder.embedder, np.array([2, 5, 17], np.int32)
+    codes, dense = make_catalogue()[0][items], embedder.concatenation.output_dense
+    tables = {name: to_numpy(layer.embeddings.value) for name, layer in embedder.tokens.embeddings.items()}
+    tags = [tables["tags"][row[row > 0]].mean(axis=0) if row.any() else np.zeros(8) for row in codes[:, 2:4]]
+    image = [np.concatenate([tables["image"][a], tables["image"][11 + b]]) for a, b in codes[:, 4:]]
+    joined = np.concatenate([tables["item_id"][codes[:, 0]], tables["brand"][codes[:, 1]], tags, image], axis=1)
+    expected = joined @ to_numpy(dense.kernel.value) + to_numpy(dense.bias.value)
+    np.testing.assert_allclose(to_numpy(embedder(items))[:, 0], expected, atol=1e-5)
+
+    prepared = model.objective.prepare(batch, np.random.default_rng(0))
+    model.compile(optimizer=keras.optimizers.Adam(0.01))
+    losses = [model.train_on_batch(prepared, return_dict=True)["token_loss"] for _ in range(30)]
+    assert np.mean(losses[-15:]) < 0.8 * losses[0]
+
+
 def test_both_sides_of_heterrec_share_tables_and_start_alike():
     model = make("heterrec", random=False, user_features="none", position_embedding=False, event_types=False)
     paths = [weight.path for weight in model.trainable_weights]
