@@ -224,7 +224,7 @@ def _inspect(path: str, name: str, index: int, size: int, source: Source, kind: 
             columns = source.header
         else:
             with _open(path, compression) as file:
-                columns = _csv_columns(file, source) if format_ == "csv" else column_names(file)
+                columns = _csv_columns(path, file, source) if format_ == "csv" else column_names(file)
     except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         raise _unreadable(path, error) from error
     return LogFile(path, name, index, format_, compression, size, columns, integers, row_groups)
@@ -268,7 +268,7 @@ def _read_parquet(fragment: Fragment, columns: Sequence[str], source: Source) ->
             row += len(frame)
 
 
-def _csv_options(source: Source) -> dict[str, Any]:
+def _csv_options(path: str, source: Source) -> dict[str, Any]:
     return {
         "read_options": pa.csv.ReadOptions(
             column_names=list(source.header) if source.header is not None else None,
@@ -276,12 +276,18 @@ def _csv_options(source: Source) -> dict[str, Any]:
             encoding=source.encoding,
             use_threads=False,  # only then are broken rows numbered; it is no slower
         ),
-        "parse_options": pa.csv.ParseOptions(delimiter=source.delimiter, newlines_in_values=True),
+        "parse_options": pa.csv.ParseOptions(
+            delimiter=source.delimiter or _usual_delimiter(path), newlines_in_values=True
+        ),
     }
 
 
-def _csv_columns(file: IO[bytes], source: Source) -> tuple[str, ...]:
-    options = _csv_options(source)
+def _usual_delimiter(path: str) -> str:
+    return "\t" if ".tsv" in (suffix.lower() for suffix in PurePosixPath(path).suffixes[-2:]) else ","
+
+
+def _csv_columns(path: str, file: IO[bytes], source: Source) -> tuple[str, ...]:
+    options = _csv_options(path, source)
     options["parse_options"].invalid_row_handler = lambda _: "skip"
     return tuple(pa.csv.open_csv(file, **options).schema.names)
 
@@ -295,7 +301,7 @@ def _read_csv(fragment: Fragment, columns: Sequence[str], source: Source) -> Ite
         broken.append((row.number - header_rows, row.text, rule))
         return "skip"
 
-    options = _csv_options(source)
+    options = _csv_options(fragment.file.path, source)
     options["parse_options"].invalid_row_handler = skip
     options["convert_options"] = pa.csv.ConvertOptions(
         include_columns=list(columns),

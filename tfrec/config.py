@@ -56,8 +56,8 @@ class Source(Section):
     """Paths or globs; a local path, or anything that Beam's file systems read."""
     format: Literal["auto", "csv", "parquet", "jsonl"] = "auto"
     """`auto` goes by the suffix (.csv, .tsv, .parquet, .jsonl, .json; .gz, .bz2, .zst behind it)."""
-    delimiter: str = ","
-    """Separates the columns of a CSV."""
+    delimiter: str | None = None
+    """Separates the columns of a CSV, one character; by default a tab in .tsv files, else a comma."""
     encoding: str = "utf-8"
     """Encoding of a CSV, by a name that Python knows."""
     header: tuple[str, ...] | None = None
@@ -68,6 +68,13 @@ class Source(Section):
     column of the same name where the files have one."""
     time_unit: str = "seconds"
     """seconds, milliseconds, microseconds, nanoseconds, iso, or a strptime format such as %d/%m/%Y %H:%M."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, delimiter: str | None) -> str | None:
+        if delimiter is not None and (len(delimiter.encode()) != 1 or delimiter in "\"\r\n\0"):
+            raise ValueError("must be one ASCII character, and neither a quote nor a line break")
+        return delimiter
 
     @field_validator("encoding")
     @classmethod

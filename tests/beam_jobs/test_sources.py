@@ -35,16 +35,26 @@ def write_csv(path, text, **options):
 def test_every_format_gives_the_same_rows(tmp_path):
     FRAME.write_csv(tmp_path / "log.csv")
     FRAME.write_csv(tmp_path / "log.tab.csv", separator="\t")
+    FRAME.write_csv(tmp_path / "log.tsv", separator="\t")
+    (tmp_path / "log.TSV.gz").write_bytes(gzip.compress((tmp_path / "log.tsv").read_bytes()))
+    FRAME.write_csv(tmp_path / "log.semicolon.tsv", separator=";")
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes()))
     with pa.output_stream(tmp_path / "log.csv.zst", compression="zstd") as file:
         file.write((tmp_path / "log.csv").read_bytes())
     FRAME.write_parquet(tmp_path / "log.parquet", row_group_size=2)
     FRAME.write_ndjson(tmp_path / "log.jsonl")
-    for name in ("log.csv", "log.tab.csv", "log.csv.gz", "log.csv.zst", "log.parquet", "log.jsonl"):
-        delimiter = "\t" if "tab" in name else ","
-        rows, broken = read_all(Source(files=[str(tmp_path / name)], delimiter=delimiter))
+    delimiters = {"log.tab.csv": "\t", "log.semicolon.tsv": ";", "log.csv": ","}
+    for path in tmp_path.iterdir():
+        name = path.name
+        rows, broken = read_all(Source(files=[str(path)], delimiter=delimiters.get(name)))
         assert rows.drop("file").equals(FRAME.with_columns(pl.Series(ROW, [1, 2, 3, 4]))), name
         assert broken == []
+
+
+@pytest.mark.parametrize("delimiter", ["", "::", '"', "\n", "\r", "\u00a7"])
+def test_a_delimiter_is_one_character(delimiter):
+    with pytest.raises(ValueError, match="must be one ASCII character, and neither a quote nor a line break"):
+        Source(files=["log.csv"], delimiter=delimiter)
 
 
 def test_files_are_sorted_and_named_below_their_shared_folder(tmp_path):
