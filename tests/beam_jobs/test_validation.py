@@ -6,6 +6,13 @@ import pytest
 from beam_jobs.sources import ROW
 from beam_jobs.validation import Field, check_batch
 from tfrec.manifest import write_json
+from tfrec.schema import Schema
+
+
+def make_schema(**changes):
+    """A schema without features."""
+    settings = {"features": [], "max_events": 5, "repeats": "keep", "split": {"kind": "leave_one_out"}, "counts": {}}
+    return Schema.model_validate({**settings, **changes})
 
 
 def check(values, kind, *, required=False, dtype=None, **options):
@@ -116,6 +123,9 @@ def test_numbers_are_finite():
 def test_no_file_of_a_dataset_holds_what_json_does_not_know(tmp_path, number):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "statistics.json", {"mean": number})
+    schema = make_schema(labels=[{"name": "liked", "column": "stars", "operator": ">=", "value": number}])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        schema.write(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
