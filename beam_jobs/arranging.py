@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from beam_jobs import splits
 from beam_jobs.filters import REASONS
-from beam_jobs.parts import Arranged, partial_fits
+from beam_jobs.parts import Arranged, partial_fits, target_rows
 from beam_jobs.plan import Plan
 from beam_jobs.staging import Table, all_item_ids, encode_texts, positions
 from beam_jobs.validation import MICROSECONDS
@@ -91,7 +91,7 @@ def _split_and_cut(rows: pl.DataFrame, table: Table, plan: Plan, reasons: Reason
     if plan.has_time:
         seconds = rows["time"].to_numpy() // MICROSECONDS
         rows = rows.rename({"time": "time_us"}).with_columns(pl.Series("seconds", seconds))
-    target = _targets(rows, table, config.data.target_events)
+    target = target_rows(table.texts, rows, config.data.target_events)
     split = splits.split_events(config.data.split, starts, target, seconds)
     validation_from, test_from = splits.leave_one_out_places(config.data.split, starts, target)
     kept = splits.latest_rows(starts, config.histories.max_events)
@@ -112,14 +112,6 @@ def _split_and_cut(rows: pl.DataFrame, table: Table, plan: Plan, reasons: Reason
         rows = rows.filter(kept)
     removed = np.diff(starts) - np.diff(splits.row_starts(place[kept], len(stored)))
     return rows, _Places(validation_from - removed, test_from - removed)
-
-
-def _targets(rows: pl.DataFrame, table: Table, target_events: Any) -> NDArray[np.bool_]:
-    if target_events == "all":
-        return np.ones(len(rows), np.bool_)
-    wanted = table.texts["event_type"].is_in(list(target_events)).to_numpy()
-    codes = rows["event_type"].cast(pl.Int64).fill_null(-1).to_numpy()
-    return np.append(wanted, False)[codes]
 
 
 def _renumber(users: pl.Series, stored: pl.Series) -> NDArray[np.int32]:
@@ -160,7 +152,9 @@ def _arrange_impressions(
     elif rule.kind == "last_fraction":
         split = splits.split_last_fraction(rule, starts)
     else:
-        split = splits.split_impressions_by_history(history, places.validation_from[user], places.test_from[user])
+        split = splits.split_impressions_by_history(
+            history, np.diff(event_starts)[user], places.validation_from[user], places.test_from[user]
+        )
     rows = rows.with_columns(
         pl.Series("seconds", seconds), pl.Series("split", split), pl.Series("history", history.astype(np.int32))
     ).drop("time")

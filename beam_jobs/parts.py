@@ -1,10 +1,13 @@
 """An arranged bucket of users, and what it adds to everything that is fitted: counts of values and samples by hash."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from beam_jobs import splits
 from beam_jobs.hashing import Hashes, bottom_k, hash_ids, mix
@@ -66,6 +69,8 @@ def partial_fits(arranged: Arranged, plan: Plan) -> dict[str, pl.DataFrame]:
         )
     parts["length"] = rows.group_by("user").agg(pl.len().alias("length"))["length"].value_counts(name="users")
     parts["split"] = rows["split"].value_counts(name="events")
+    targets = target_rows(arranged.events.texts, rows, plan.config.data.target_events)
+    parts["target_split"] = rows["split"].filter(pl.Series(targets)).value_counts(name="events")
     if arranged.impressions is not None:
         parts["impression_split"] = arranged.impressions.rows["split"].value_counts(name="impressions")
     if "seconds" in rows.columns and len(rows):
@@ -77,6 +82,15 @@ def partial_fits(arranged: Arranged, plan: Plan) -> dict[str, pl.DataFrame]:
             .select(pl.sum("sessions").cast(pl.Int64))
         )
     return parts
+
+
+def target_rows(texts: Mapping[str, pl.Series], rows: pl.DataFrame, target_events: Any) -> NDArray[np.bool_]:
+    """Which events are of a target type; `texts` are the dictionaries of the rows' columns."""
+    if target_events == "all":
+        return np.ones(len(rows), np.bool_)
+    wanted = texts["event_type"].is_in(list(target_events)).to_numpy()
+    codes = rows["event_type"].cast(pl.Int64).fill_null(-1).to_numpy()
+    return np.append(wanted, False)[codes]
 
 
 def _item_counts(rows: pl.DataFrame, train: pl.DataFrame, impressions: Table | None) -> pl.DataFrame:

@@ -64,8 +64,9 @@ def split_events(
 
     `leave_one_out`: the last target event is test and the one before it validation, for users with three or more.
     Events that are no targets belong to the split of their place: whatever comes at or after the validation event is
-    not training, so that nothing fitted sees what lies behind it. `last_fraction`: of a user with n events the last
-    floor(n * fraction) are test, as many before them validation.
+    not training, so that nothing fitted sees what lies behind it. Impressions belong to the split of the event that
+    comes next, so that those which led to a held-out event are held out with it. `last_fraction`: of a user with n
+    events the last floor(n * fraction) are test, as many before them validation.
 
     Args:
         split: the rule.
@@ -113,15 +114,24 @@ def split_last_fraction(split: Split, starts: Integers) -> NDArray[np.int8]:
     return _split_of(place, np.repeat(validation_from, lengths), np.repeat(test_from, lengths))
 
 
-def split_impressions_by_history(history: Integers, validation_from: Integers, test_from: Integers) -> NDArray[np.int8]:
-    """Leave-one-out for impressions: before the validation event training, before the test event validation, then test.
+def split_impressions_by_history(
+    history: Integers, lengths: Integers, validation_from: Integers, test_from: Integers
+) -> NDArray[np.int8]:
+    """Leave-one-out for impressions: those between the last training event and the validation event are validation.
+
+    What led to the validation event, and so tells which item it was, is shown before it: an impression belongs to the
+    split of the event that comes next. Likewise for the test event. Behind the last event of a user impressions have
+    its split.
 
     Args:
         history: of each impression the number of its user's events before it.
-        validation_from: of its user the place where validation begins.
-        test_from: of its user the place where test begins.
+        lengths: of its user the number of events.
+        validation_from: of its user the place where validation begins, `lengths` where nowhere.
+        test_from: of its user the place where test begins, `lengths` where nowhere.
     """
-    return ((history > validation_from).astype(np.int8) + (history > test_from)).astype(np.int8)
+    behind_validation = (history >= validation_from) & (validation_from < lengths)
+    behind_test = (history >= test_from) & (test_from < lengths)
+    return behind_validation.astype(np.int8) + behind_test.astype(np.int8)
 
 
 def latest_rows(starts: Integers, most: int) -> NDArray[np.bool_]:

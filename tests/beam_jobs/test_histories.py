@@ -111,7 +111,7 @@ def test_impressions_follow_the_split(tmp_path, split, most):
             share = len(shown) // 4
             expected = [0] * (len(shown) - 2 * share) + [1] * share + [2] * share
         else:
-            expected = [split_of(rows)[place - 1] if place else 0 for place in before]
+            expected = [split_of(rows)[min(place, len(rows) - 1)] for place in before]
         dropped = max(len(rows) - most, 0)
         assert found[user]["impression_history"] == [max(place - dropped, 0) for place in before][-most:]
         assert found[user]["impression_split"] == expected[-most:]

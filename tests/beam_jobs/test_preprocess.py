@@ -127,7 +127,7 @@ def test_impressions_stand_where_they_were_shown(whole):
         assert [ids[item] for item in example["impression_item"]] == [row["item_id"] for row in rows]
         assert [time + ORIGIN for time in example["impression_time"]] == [row["time"] for row in rows]
         assert example["impression_history"] == before
-        assert example["impression_split"] == [split[place - 1] if place else 0 for place in before]
+        assert example["impression_split"] == [split[min(place, len(split) - 1)] for place in before]
         assert example["impression_position"] == [row["position"] for row in rows]
         assert example["impression_request"] == [requests.index(row["request"]) + 1 for row in rows]
         assert example["impression_label_liked"] == [int(row["stars"] >= 4) for row in rows]

@@ -102,19 +102,31 @@ def test_latest_rows_are_the_last_of_each_user():
 
 
 def test_impressions_stand_behind_earlier_events_alone():
-    user, seconds, target, starts = make_users()
+    user, seconds, _, starts = make_users()
     rng = np.random.default_rng(1)
     asked_user = rng.integers(0, 60, 300)
     asked_time = rng.integers(-2, 45, 300)
     history = rows_before(user, seconds, starts, asked_user, asked_time)
     expected = [int(((user == u) & (seconds < t)).sum()) for u, t in zip(asked_user, asked_time, strict=True)]
     assert history.tolist() == expected
-    places = leave_one_out_places(Split(kind="leave_one_out"), starts, target)
-    split = split_impressions_by_history(history, places[0][asked_user], places[1][asked_user])
-    events = split_events(Split(kind="leave_one_out"), starts, target, seconds)
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_impressions_belong_to_the_split_of_the_event_that_comes_next(validation):
+    user, seconds, target, starts = make_users()
+    rule = Split(kind="leave_one_out", validation=validation)
+    asked_user = np.repeat(np.arange(60), 46)
+    asked_time = np.tile(np.arange(-2, 44), 60)
+    history = rows_before(user, seconds, starts, asked_user, asked_time)
+    places = leave_one_out_places(rule, starts, target)
+    lengths = np.diff(starts)[asked_user]
+    split = split_impressions_by_history(history, lengths, places[0][asked_user], places[1][asked_user])
+    events = split_events(rule, starts, target, seconds)
     for u, t, found in zip(asked_user, asked_time, split, strict=True):
-        before = events[(user == u) & (seconds < t)]
-        assert found == (before.max() if len(before) else 0)  # the split of the last event before it
+        own = events[user == u]
+        following = own[seconds[user == u] >= t]
+        expected = following[0] if len(following) else own[-1] if len(own) else 0
+        assert found == expected, (u, t)
 
 
 @pytest.mark.parametrize(
