@@ -140,6 +140,8 @@ def _check_events(config: Config, events: Log, impressions: Log | None) -> None:
             f"{events.files[0].path}: the events need a time or an order; name a column under "
             f"`data.events.columns.time` or `.order`. Columns: {', '.join(events.files[0].columns)}."
         )
+    if not data.target_events:
+        raise UsageError("`data.target_events`: must be `all` or name at least one event type.")
     if data.target_events != "all" and "event_type" not in events.roles:
         raise UsageError("`data.target_events` needs event types: name `data.events.columns.event_type`.")
     if impressions is not None and "time" not in events.roles:

@@ -1,6 +1,6 @@
 """Where pipelines meet: tables of codes with their dictionaries, one folder a bucket, in Arrow IPC files."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -124,12 +124,3 @@ def write_item_ids(path: Path, ids: Iterable[pl.Series]) -> int:
     distinct = pl.concat([pl.Series([], dtype=pl.String), *(one.cast(pl.String) for one in ids)]).unique().sort()
     distinct.to_frame("text").write_ipc(path)
     return len(distinct)
-
-
-def count_by_file(rows: pl.DataFrame, names: Sequence[str]) -> dict[str, int]:
-    """Number of rows by file, from column `file`."""
-    counts = rows["file"].value_counts()
-    return {names[place]: count for place, count in counts.iter_rows()}
-
-
-Counts: TypeAlias = Mapping[tuple[str, str, str, str], int]

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import polars as pl
 
-from beam_jobs.analysis import Fitted, read_item_column, read_parts
+from beam_jobs.analysis import MISSING_ITEMS, Fitted, read_item_column, read_parts
 from beam_jobs.encoding import code_map
 from beam_jobs.plan import Plan
 from tfrec.errors import UserError
@@ -85,10 +85,11 @@ def check_rejected(counts: Counts, first_rejects: Mapping[str, dict[str, Any]], 
             continue
         (_, file, _, reason), count = max(rejected.items(), key=lambda entry: (entry[1], entry[0]))
         example = first_rejects.get(f"{kind}/{file}/{reason}")
+        where = "column " if example is None or example["column"] else "a line that "  # a line that is none at all
         shown = f"; first row {example['row']}, value {example['value']!r}" if example else ""
         raise UserError(
             f"{file}: {number:,} of {total:,} rows of the {kind} rejected, more than `data.max_rejected` "
-            f"{most:g} allows; most often column {reason} ({count:,} rows{shown})."
+            f"{most:g} allows; most often {where}{reason} ({count:,} rows{shown})."
         )
 
 
@@ -103,7 +104,7 @@ def account_table(account: Account) -> str:
 
 def make_statistics(staging: Path, directory: Path, plan: Plan, schema: Schema, fitted: Fitted) -> dict[str, Any]:
     """What is in a dataset, from the parts that the buckets left."""
-    events = dict(zip(_SPLITS, _split_counts(read_parts(staging, "split"), "events"), strict=True))
+    events = dict(zip(_SPLITS, split_counts(read_parts(staging, "split"), "events"), strict=True))
     document: dict[str, Any] = {
         "counts": schema.counts,
         "events_by_split": events,
@@ -116,7 +117,7 @@ def make_statistics(staging: Path, directory: Path, plan: Plan, schema: Schema, 
         },
     }
     if schema.has_impressions:
-        shares = _split_counts(read_parts(staging, "impression_split"), "impressions")
+        shares = split_counts(read_parts(staging, "impression_split"), "impressions")
         document["impressions_by_split"] = dict(zip(_SPLITS, shares, strict=True))
     if schema.has_time:
         moments = read_parts(staging, "seconds")
@@ -129,12 +130,13 @@ def make_statistics(staging: Path, directory: Path, plan: Plan, schema: Schema, 
         document["train_events_by_type"] = {name: found[name] for name in schema.event_types}
     for name, quality in fitted.quality.items():
         document["features"][name]["quantiser"] = quality
-    missing = len(pl.read_ipc(staging / "items" / "99999.arrow"))
+    missing = len(pl.read_ipc(staging / "items" / MISSING_ITEMS))
     document["items"]["without_content"] = missing if plan.items is not None else 0
     return document
 
 
-def _split_counts(parts: pl.DataFrame, column: str) -> list[int]:
+def split_counts(parts: pl.DataFrame, column: str) -> list[int]:
+    """The sums of a column of the parts over training, validation and test."""
     counts = dict(parts.group_by("split").agg(pl.sum(column)).iter_rows()) if len(parts) else {}
     return [int(counts.get(split, 0)) for split in range(3)]
 

@@ -46,6 +46,12 @@ def test_the_command_prints_path_and_account_or_one_line(tmp_path, capsys):
             "no column `price`, which `data.filters.require`",
         ),
         ("", {}, "events.csv: holds no rows"),
+        (
+            "a,x,1600000000\na,y,1600000001",
+            {"split": {"kind": "temporal", "validation": False, "test_from": 1_500_000_000}},
+            "`data.split`: no event of a target type is left for training",
+        ),
+        ("a,x,1600000000", {"target_events": []}, "`data.target_events`: must be `all` or name at least one"),
     ],
 )
 def test_bad_input_leaves_one_line_and_nothing_under_the_name(tmp_path, rows, data, message):
@@ -54,6 +60,24 @@ def test_bad_input_leaves_one_line_and_nothing_under_the_name(tmp_path, rows, da
     with pytest.raises(UserError, match=message):
         run(parse({"data": {"out": str(tmp_path / "out"), "events": events, **data}}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events.csv"]
+
+
+@pytest.mark.parametrize(
+    ("num_events", "split", "empty"),
+    [
+        (2, {}, ["validation", "test"]),
+        (2, {"validation": False}, ["test"]),
+        (3, {}, []),
+        (3, {"kind": "temporal", "validation_from": 1_600_000_001, "test_from": 1_600_000_001}, ["validation"]),
+    ],
+)
+def test_splits_without_queries_are_told(tmp_path, caplog, num_events, split, empty):
+    rows = "".join(f"a,x{n},{1_600_000_000 + n}\n" for n in range(num_events))
+    (tmp_path / "events.csv").write_text(f"user_id,item_id,time\n{rows}")
+    events = {"files": [str(tmp_path / "events.csv")]}
+    run(parse({"data": {"out": str(tmp_path / "out"), "events": events, "split": {"kind": "leave_one_out", **split}}}))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.split()[2] for line in told if line.startswith("`data.split`: no ")] == empty
 
 
 def test_something_else_is_never_replaced(tmp_path):

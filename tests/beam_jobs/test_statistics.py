@@ -47,7 +47,7 @@ def test_counts_under_one_key_add_up():
 
 
 def test_too_many_rejects_stop_the_job_with_the_commonest_rule():
-    first = {"events/a.csv/time: is missing": {"row": 3, "value": None}}
+    first = {"events/a.csv/time: is missing": {"row": 3, "column": "time", "value": None}}
     check_rejected(READ, first, most=0.2)
     with pytest.raises(
         UserError,
@@ -55,6 +55,20 @@ def test_too_many_rejects_stop_the_job_with_the_commonest_rule():
         r"most often column time: is missing \(2 rows; first row 3, value None\)",
     ):
         check_rejected(READ, first, most=0.1)
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("has 2 columns, must have 3", "a line that has 2 columns"),
+        ("must be a JSON object", "a line that must be a JSON"),
+    ],
+)
+def test_lines_that_are_no_rows_are_told_as_lines(reason, told):
+    counts = {("events", "a.csv", "input", ""): 2, ("events", "a.csv", "rejected", reason): 2}
+    first = {f"events/a.csv/{reason}": {"row": 1, "column": "", "value": "x"}}
+    with pytest.raises(UserError, match=rf"; most often {told}.* \(2 rows; first row 1, value 'x'\)"):
+        check_rejected(counts, first, most=0.5)
 
 
 def test_rejecting_everything_stops_the_job_even_where_all_rejects_are_allowed():
