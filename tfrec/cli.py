@@ -30,6 +30,10 @@ ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experime
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: training.epochs=3. Repeatable.")
 ]
+RunSetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key of evaluation, export or index. Repeatable."),
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, made by `tfrec train`.")]
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Made by `tfrec preprocess`.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="The run's dataset, where it has moved.")]
@@ -252,6 +256,7 @@ def evaluate(
     run: RunArgument,
     split: Annotated[Literal["test", "validation"], typer.Option(help="Which queries.")] = "test",
     data: DataOption = None,
+    overrides: RunSetOption = None,
 ) -> None:
     """Full-catalogue metrics of a run, with intervals.
 
@@ -260,7 +265,7 @@ def evaluate(
     from tfrec.evaluation import evaluate as measure
     from tfrec.runs import load_run
 
-    evaluation = measure(load_run(run, data=data), split)
+    evaluation = measure(load_run(run, data=data, overrides=overrides or []), split)
     evaluation.write(run)
     _show_evaluations({run.name: run})
 
@@ -315,6 +320,7 @@ def export(
         Path | None, typer.Option(metavar="MODELS/NAME", help="Refuse to publish a model worse than this one.")
     ] = None,
     data: DataOption = None,
+    overrides: RunSetOption = None,
 ) -> None:
     """Run -> MODELS/NAME/<version>/, a SavedModel.
 
@@ -325,7 +331,7 @@ def export(
     from tfrec.export import export as publish
     from tfrec.runs import load_run
 
-    loaded = load_run(run, data=data)
+    loaded = load_run(run, data=data, overrides=overrides or [])
     for path in publish(loaded, to, index=index or loaded.config.index.kind, not_worse_than=not_worse_than):
         print(path)
 

@@ -6,7 +6,8 @@ and reads the weights: no code and no pickle is ever deserialised.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import keras
 
 from tfrec.config import CONFIG, Config, load, write
 from tfrec.data import Dataset
-from tfrec.errors import UserError
+from tfrec.errors import UsageError, UserError
 from tfrec.manifest import sha256_of, write_json
 from tfrec.models import build
 from tfrec.schema import SCHEMA, Schema
@@ -25,6 +26,7 @@ from tfrec.windows import target_counts
 
 RUN = "run.json"
 WEIGHTS = "model.weights.h5"
+UNTRAINED = ("evaluation", "export", "index")  # sections of the configuration that say what is done with a run
 _FORMAT_VERSION = 1
 
 
@@ -53,9 +55,16 @@ def build_model(config: Config, dataset: Dataset) -> keras.Model:
 def start_run(directory: Path, config: Config, dataset: Dataset) -> None:
     """Writes what identifies a run before its training begins: configuration, schema, the dataset's fingerprint."""
     directory.mkdir(parents=True, exist_ok=True)
-    write(config, directory)
+    write_config(directory, config)
     dataset.schema.write(directory)
     _write_record(directory, {"format_version": _FORMAT_VERSION, "dataset": dataset.fingerprint})
+
+
+def write_config(directory: Path, config: Config) -> None:
+    """Writes the configuration of a run by one rename."""
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=directory) as folder:
+        write(config, Path(folder))
+        _move(Path(folder) / CONFIG, directory / CONFIG)
 
 
 def save_run(run: Run, record: Mapping[str, Any]) -> None:
@@ -93,23 +102,29 @@ def read_record(directory: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def load_run(path: str | Path, *, data: str | Path | None = None) -> Run:
+def load_run(path: str | Path, *, data: str | Path | None = None, overrides: Sequence[str] = ()) -> Run:
     """Loads a finished run.
 
     Args:
         path: the run directory.
         data: the dataset directory, where it is no longer the one that the run's configuration names.
+        overrides: `section.key=value` of the configuration, of the sections that say nothing of the training.
 
     Raises:
+        UsageError: an override of what the model was trained by.
         UserError: no run, an unfinished or damaged one, or a dataset that is not the one it was trained on.
     """
     directory = Path(path)
+    for override in overrides:
+        if override.partition("=")[0].partition(".")[0] not in UNTRAINED:
+            known = ", ".join(f"{section}.*" for section in UNTRAINED)
+            raise UsageError(f"--set {override}: a run is trained already; what can be set is {known}.")
     record = read_record(directory)
     for name in (CONFIG, SCHEMA):
         if not (directory / name).is_file():
             raise UserError(f"{directory / name}: missing, so the run is not whole; train again.")
     check_weights(directory, record)
-    config = load(directory / CONFIG)
+    config = load(directory / CONFIG, overrides)
     dataset = Dataset.open(data or config.data.out)
     if dataset.fingerprint != record["dataset"]:
         raise UserError(

@@ -29,6 +29,7 @@ from tfrec.metrics import effective_rank
 from tfrec.optimizers import exclude_from_decay, make_optimizer
 from tfrec.runs import (
     RUN,
+    UNTRAINED,
     WEIGHTS,
     Run,
     build_model,
@@ -39,11 +40,15 @@ from tfrec.runs import (
     save_weights,
     start_run,
     weight_shapes,
+    write_config,
 )
 from tfrec.transforms import FIRST_VALUE
 
 _log = logging.getLogger(__name__)
 _TRAINED_BY = ("data", "histories", "features", "model", "objective", "training")
+_PATHS = {"out": True, "recipe": {"path"}, **{name: {"files"} for name in ("events", "items", "users", "impressions")}}
+_BESIDE = {"tensorboard", "jit_compile"}
+_LEFT_OUT: dict[str, Any] = {"data": _PATHS, "training": _BESIDE}  # keys that make no other training
 _NEGATIVES = 4  # stream of random numbers: [seed, stream, epoch, batch]; 1 to 3 are those of tfrec.windows
 _RANK_SAMPLE = 4096
 _SHUT_GATE = 1e-3
@@ -71,7 +76,7 @@ def train(config: Config, out: str | Path, *, progress: bool = True) -> Path:
     dataset = Dataset.open(config.data.out)
     display = Display(shown=progress, epochs=config.training.epochs, batch_size=config.training.batch_size)
     if _is_finished(directory, config, dataset):
-        display.line(f"{directory}: trained already; nothing to do.")
+        display.line(f"{directory}: {_take_over(directory, config)}")
         return directory
     with _precision(config.training.mixed_precision):
         keras.utils.set_random_seed(config.training.seed)
@@ -338,15 +343,17 @@ def _is_finished(directory: Path, config: Config, dataset: Dataset) -> bool:
     if not (directory / CONFIG).is_file():
         return False
     there = load(directory / CONFIG)
-    for section in _TRAINED_BY:
-        if getattr(there, section) != getattr(config, section):
-            raise UserError(
-                f"{directory}: holds a run of another configuration (`{section}` differs); "
-                "give another directory with `--out`, or remove this one."
-            )
-    if not (directory / RUN).is_file():
+    record = read_record(directory) if (directory / RUN).is_file() else {}
+    differing = [section for section in _TRAINED_BY if _said(there, section) != _said(config, section)]
+    if "weights" not in record and there.evaluation.filter_seen != config.evaluation.filter_seen:
+        differing.append("evaluation.filter_seen")  # it decides which weights are the best
+    if differing:
+        raise UserError(
+            f"{directory}: holds a run of another configuration (`{differing[0]}` differs); "
+            "give another directory with `--out`, or remove this one."
+        )
+    if not record:
         return False
-    record = read_record(directory)
     if record["dataset"] != dataset.fingerprint:
         raise UserError(
             f"{directory}: begun on another dataset ({dataset.directory} changed since); "
@@ -356,6 +363,22 @@ def _is_finished(directory: Path, config: Config, dataset: Dataset) -> bool:
         return False
     check_weights(directory, record)
     return True
+
+
+def _said(config: Config, section: str) -> Any:
+    """What a section says of the training; where the raw logs and the dataset lie is not part of it."""
+    return config.model_dump(include={section}, exclude={section: _LEFT_OUT.get(section, {})})
+
+
+def _take_over(directory: Path, config: Config) -> str:
+    """Writes what changed of the sections that a finished run can still change; returns what to say of it."""
+    there = load(directory / CONFIG)
+    changed = [name for name in ("data", *UNTRAINED) if getattr(there, name) != getattr(config, name)]
+    if not changed:
+        return "trained already; nothing to do."
+    write_config(directory, there.model_copy(update={name: getattr(config, name) for name in changed}))
+    named = ", ".join(f"`{name}`" for name in changed)
+    return f"trained already; {CONFIG} takes over what changed in {named}."
 
 
 def _initialize(model: keras.Model, config: Config, source: Path) -> None:

@@ -126,6 +126,13 @@ def test_set_is_repeatable_and_checked(tmp_path: Path) -> None:
     assert "`training.seed`" in one_line(done)
 
 
+@pytest.mark.parametrize("command", [["evaluate", "RUN"], ["export", "RUN", "--to", "models/shop"]])
+def test_what_a_run_was_trained_by_cannot_be_set(command: list[str]) -> None:
+    done = tfrec(*command, "--set", "export.k=3", "--set", "training.epochs=3")
+    assert done.returncode == 2
+    assert "--set training.epochs=3: a run is trained already" in one_line(done)
+
+
 def test_missing_dataset_is_exit_code_1(tmp_path: Path) -> None:
     done = tfrec("data", "inspect", str(tmp_path))
     assert done.returncode == 1

@@ -8,7 +8,7 @@ from keras import ops
 from tests.datasets import make_dataset
 from tfrec.config import parse
 from tfrec.data import Batches, Dataset
-from tfrec.errors import UserError
+from tfrec.errors import UsageError, UserError
 from tfrec.runs import Run, build_model, load_run, save_run, start_run
 
 pytestmark = [
@@ -116,3 +116,13 @@ def test_damaged_or_foreign_record_is_refused(run):
     (run.directory / "run.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         load_run(run.directory)
+
+
+def test_what_is_done_with_a_run_can_be_set(run):
+    save_run(run, {})
+    loaded = load_run(run.directory, overrides=["evaluation.ks=[3, 7]", "export.k=5", "index.kind=scann"])
+    assert (loaded.config.evaluation.ks, loaded.config.export.k, loaded.config.index.kind) == ((3, 7), 5, "scann")
+    assert load_run(run.directory).config.export.k == 100
+    for override in ("training.epochs=3", "data.out=x", "exports.k=3", "k=3"):
+        with pytest.raises(UsageError, match=rf"--set {override}: .* evaluation\.\*, export\.\*, index\.\*"):
+            load_run(run.directory, overrides=[override])

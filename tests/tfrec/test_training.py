@@ -2,7 +2,9 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import h5py
 import keras
@@ -185,6 +187,57 @@ def test_finished_run_is_left_alone(data, straight, capfd):
     assert train(configure(data, **STATEFUL), straight) == straight
     assert "trained already; nothing to do" in " ".join(capfd.readouterr().err.split())
     assert {path: path.stat().st_mtime_ns for path in straight.rglob("*")} == before
+
+
+def changed(config, **sections):
+    document = config.model_dump(mode="json")
+    for name, keys in sections.items():
+        document[name] = {**document[name], **keys}
+    return parse(document)
+
+
+@pytest.fixture
+def finished(straight, tmp_path):
+    return Path(shutil.copytree(straight, tmp_path / "finished"))
+
+
+def test_finished_run_takes_over_what_is_done_with_it(data, finished, capfd):
+    before = configure(data, **STATEFUL)
+    config = changed(before, evaluation={"filter_seen": False}, export={"k": 7}, training={"tensorboard": True})
+    train(config, finished)
+    said = " ".join(capfd.readouterr().err.split())
+    assert "trained already; config.yaml takes over what changed in `evaluation`, `export`." in said
+    run = load_run(finished)
+    assert (run.config.evaluation.filter_seen, run.config.export.k) == (False, 7)
+    assert run.config.training == before.training  # what it was trained by
+    assert not list(finished.glob(".tmp-*"))
+
+
+def test_dataset_and_logs_may_move(data, finished):
+    moved = data.with_name("moved")
+    shutil.copytree(data, moved)
+    try:
+        config = changed(configure(data, **STATEFUL), data={"out": str(moved), "events": {"files": ["elsewhere.csv"]}})
+        with pytest.raises(UserError, match=r"`data` differs"):  # it was made of no logs
+            train(config, finished, progress=False)
+        train(changed(configure(data, **STATEFUL), data={"out": str(moved)}), finished, progress=False)
+        assert load_run(finished).dataset.directory == moved
+        with pytest.raises(UserError, match=r"`data` differs"):
+            train(changed(configure(data, **STATEFUL), data={"repeats": "first"}), finished, progress=False)
+    finally:
+        shutil.rmtree(moved)
+
+
+def test_unfinished_run_keeps_what_decides_on_its_best_weights(data, tmp_path, monkeypatch):
+    config, run = configure(data), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(UserError, match="interrupted at step 2"):
+            train(config, run, progress=False)
+    with pytest.raises(UserError, match=r"\(`evaluation.filter_seen` differs\)"):
+        train(changed(config, evaluation={"filter_seen": False}), run, progress=False)
+    train(changed(config, export={"k": 7}, training={"tensorboard": True}), run, progress=False)
+    assert load_run(run).config.export.k == 7
 
 
 def test_directory_of_another_configuration_is_refused(data, straight):
