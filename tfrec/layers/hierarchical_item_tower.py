@@ -65,11 +65,15 @@ class HierarchicalItemTower(keras.layers.Layer):
 
     def call(self, tokens: Tensor) -> dict[str, Tensor]:
         num_tokens, width = tokens.shape[-2:]
-        token = ops.stack([self.encode_token(tokens[:, k], k) for k in range(num_tokens)], axis=1)  # (N, K, D)
+        token = self.encode_tokens(tokens)
         vector = self.item_mlp(ops.reshape(token, (-1, num_tokens * width)))
         if self.residual:
             vector = vector + ops.sum(token, axis=1)
         return {"vector": vector, "token": token}
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """The z `(N, K, D)` of tokens `(N, K, D)`."""
+        return ops.stack([self.encode_token(tokens[:, k], k) for k in range(tokens.shape[1])], axis=1)
 
     def encode_token(self, token: Tensor, index: int) -> Tensor:
         """The z `(N, D)` of tokens `(N, D)` of one type."""

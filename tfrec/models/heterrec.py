@@ -110,7 +110,8 @@ class HeterRecItemEncoder(keras.layers.Layer):
         tower: HierarchicalItemTower.
         normalize: bool. Whether vectors have length 1.
 
-    Input: items `(N,)`. Output: `{"vector": (N, D), "token": (N, K, D)}`.
+    Input: items `(N,)`. Output: `{"vector": (N, D), "token": (N, K, D)}`. The vector is of what `item_id_dropout`
+    left; the token level compares tokens with the codes they stand for, so that none of its tokens is hidden.
     """
 
     def __init__(self, embedder: ItemEmbedder, tower: HierarchicalItemTower, *, normalize: bool, **kwargs: Any) -> None:
@@ -127,8 +128,11 @@ class HeterRecItemEncoder(keras.layers.Layer):
 
     def call(self, items: Tensor, training: bool | None = None) -> dict[str, Tensor]:
         encoded = self.tower(embed_items(self.embedder, items, training))
+        token = encoded["token"]
+        if training and self.embedder.id_dropout.rate:
+            token = self.tower.encode_tokens(self.embedder(items, training=False))
         vector = l2_normalize(encoded["vector"]) if self.normalize else ops.cast(encoded["vector"], "float32")
-        return {"vector": vector, "token": ops.cast(encoded["token"], "float32")}
+        return {"vector": vector, "token": ops.cast(token, "float32")}
 
     def token_codes(self, items: Tensor) -> list[Tensor]:
         """The codes that each of the K tokens is made of, each `(N, c)`."""

@@ -317,6 +317,17 @@ def test_heterrec_token_tables_are_the_tokens_of_items():
 
 
 @pytest.mark.jax
+@pytest.mark.parametrize("ablation", [None, "without_htfl"])
+def test_id_dropout_hides_ids_from_vectors_and_not_from_the_token_level(ablation):
+    encoder = make("heterrec", item_id_dropout=1.0, ablation=ablation).item_encoder
+    items = np.array([2, 5, 17], np.int32)
+    still, trained = encoder(items), encoder(items, training=True)
+    np.testing.assert_allclose(to_numpy(trained["token"]), to_numpy(still["token"]), atol=1e-6)
+    assert np.abs(to_numpy(still["token"])[0, 0] - to_numpy(still["token"])[1, 0]).max() > 1e-2  # ids tell items apart
+    assert np.abs(to_numpy(trained["vector"]) - to_numpy(still["vector"])).max(axis=1).min() > 1e-3
+
+
+@pytest.mark.jax
 def test_heterrec_without_htfl_reads_one_token_an_item_and_trains_at_token_level():
     schema, batch = make_schema(), make_batch(make_schema(), 32, 16)
     model = make("heterrec", schema, {**OBJECTIVES["heterrec"], "token_weight": 1.0}, ablation="without_htfl")
