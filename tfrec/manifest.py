@@ -1,8 +1,10 @@
 """What a directory holds: every file with its size, record count and SHA-256, so that nothing is taken on trust."""
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Any
 from tfrec.errors import UserError
 
 MANIFEST = "manifest.json"
-_TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY_PREFIX, _OLD = ".tmp-", "-old"
 
 
 def sha256_of(path: Path) -> str:
@@ -60,7 +62,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{directory}: no {MANIFEST} there, so it is not a finished directory.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); make the directory again.") from None
@@ -104,39 +106,73 @@ def published(target: Path, *, check: Callable[[Path], None] | None = None) -> I
     Everything is flushed to disk first. If the body or `check` raises, nothing appears under the final name and the
     temporary directory is removed. What a killed run left behind is removed by the next one for the same target.
     An existing target is replaced.
+
+    Raises:
+        UserError: another process is writing the same target.
     """
     target = Path(os.path.abspath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target)
-    temporary = target.parent / f"{_TEMPORARY_PREFIX}{target.name}-{os.getpid()}"
-    temporary.mkdir()
-    try:
-        yield temporary
-        if check is not None:
-            check(temporary)
-        sync_tree(temporary)
-        replace_directory(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _locked(target):
+        remove_leftovers(target)
+        temporary = target.parent / f"{_TEMPORARY_PREFIX}{target.name}-{os.getpid()}"
+        temporary.mkdir()
+        try:
+            yield temporary
+            if check is not None:
+                check(temporary)
+            sync_tree(temporary)
+            replace_directory(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(target: Path) -> None:
-    """Removes the temporary siblings that killed runs for the same target left behind."""
-    for leftover in target.parent.glob(f"{_TEMPORARY_PREFIX}{target.name}-*"):
-        pid = leftover.name.rpartition("-")[2]
-        if pid.isdigit() and int(pid) != os.getpid() and _is_running(int(pid)):
-            raise UserError(f"{target}: process {pid} is writing it now; wait for it or stop it.")
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Removes the temporary siblings that killed runs for the same target left behind, while its lock is held.
+
+    A run that was killed between the two renames of a replacement gets the old target back.
+    """
+    ours = re.compile(rf"{re.escape(_TEMPORARY_PREFIX + target.name)}-\d+(-old|-staging)?")
+    for leftover in sorted(target.parent.iterdir()):
+        if not ours.fullmatch(leftover.name):
+            continue
+        if leftover.name.endswith(_OLD) and not target.exists():
+            leftover.rename(target)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
+def staging_of(temporary: Path) -> Path:
+    """Where the writer of a temporary directory may keep what is not published; a killed one's is removed alike."""
+    return temporary.with_name(f"{temporary.name}-staging")
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Holds the lock of a target, a file beside it: the system gives it back when its holder ends, however that is."""
+    path = target.parent / f"{_TEMPORARY_PREFIX}{target.name}.lock"
+    descriptor = -1
+    while descriptor < 0:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(f"{target}: is being written now by another process; wait for it or stop it.") from None
+        if not _is_same_file(descriptor, path):  # its last holder removed it in between
+            os.close(descriptor)
+            descriptor = -1
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
         return False
-    except PermissionError:
-        return True
-    return True
 
 
 def sync_tree(directory: Path) -> None:
@@ -152,7 +188,7 @@ def sync_tree(directory: Path) -> None:
 def replace_directory(source: Path, target: Path) -> None:
     """Renames `source` to `target`; an existing target is moved aside first and then removed."""
     if target.exists():
-        aside = target.parent / f"{_TEMPORARY_PREFIX}{target.name}-{os.getpid()}-old"
+        aside = target.parent / f"{_TEMPORARY_PREFIX}{target.name}-{os.getpid()}{_OLD}"
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
         source.rename(target)
