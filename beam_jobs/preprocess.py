@@ -15,7 +15,7 @@ import polars as pl
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs import recipes
-from beam_jobs.analysis import Fitted, fit, item_buckets
+from beam_jobs.analysis import Fitted, fit, item_buckets, read_parts
 from beam_jobs.arranging import FATES, ITEM_IDS, ArrangeBuckets
 from beam_jobs.filters import keep_frequent
 from beam_jobs.histories import HistoryFiles, WriteHistories
@@ -31,7 +31,15 @@ from beam_jobs.staging import (
     read_texts,
     write_item_ids,
 )
-from beam_jobs.statistics import Counts, account_table, add_up, check_rejected, make_account, make_statistics
+from beam_jobs.statistics import (
+    Counts,
+    account_table,
+    add_up,
+    check_rejected,
+    make_account,
+    make_statistics,
+    split_counts,
+)
 from beam_jobs.validation import MICROSECONDS
 from tfrec.config import Config, Filters, load, suggest
 from tfrec.errors import UserError
@@ -195,6 +203,7 @@ def make_schema(plan: Plan, staging: Path, fitted: Fitted) -> Schema:
             raise UserError(
                 f"`data.target_events`: no training event of type `{name}`; {suggest(name, fitted.event_types)}"
             )
+    _check_targets(plan, staging)
     return Schema(
         features=fitted.features,
         event_types=fitted.event_types,
@@ -218,6 +227,19 @@ def make_schema(plan: Plan, staging: Path, fitted: Fitted) -> Schema:
             "impressions": _stored(counts, "impressions"),
         },
     )
+
+
+def _check_targets(plan: Plan, staging: Path) -> None:
+    """Nothing to train on is an error, nothing to validate or test on a warning."""
+    train, *held_out = split_counts(read_parts(staging, "target_split"), "events")
+    if not train:
+        raise UserError(
+            "`data.split`: no event of a target type is left for training; change `data.split`, `data.target_events` "
+            "or `data.filters`."
+        )
+    for name, queries in zip(("validation", "test"), held_out, strict=True):
+        if not queries and (name == "test" or plan.config.data.split.validation):
+            logger.warning("`data.split`: no %s queries: no event of a target type is in that split", name)
 
 
 def _session_gap(plan: Plan) -> int | None:
