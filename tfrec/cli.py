@@ -6,7 +6,7 @@ Exit code 0 = done, 1 = failed, 2 = wrong use. A mistake that the user can mend 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,6 +30,7 @@ ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experime
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: training.epochs=3. Repeatable.")
 ]
+SplitOption = Annotated[Literal["test", "validation"], typer.Option(help="Which queries.")]
 RunSetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key of evaluation, export or index. Repeatable."),
@@ -171,7 +172,10 @@ def preprocess(
 
     The same as python -m beam_jobs.preprocess.
 
-    Example: tfrec preprocess --config shop.yaml -- --direct_num_workers=2
+    Options behind `--` are passed on to Beam, for example
+    -- --direct_running_mode=multi_processing --direct_num_workers=2
+
+    Example: tfrec preprocess --config shop.yaml
     """
     if beam_options and not beam_options[0].startswith("-"):
         raise UsageError(f"preprocess: unexpected argument {beam_options[0]!r}; Beam's options stand behind `--`.")
@@ -254,25 +258,26 @@ def train(
 @app.command()
 def evaluate(
     run: RunArgument,
-    split: Annotated[Literal["test", "validation"], typer.Option(help="Which queries.")] = "test",
+    split: SplitOption = "test",
     data: DataOption = None,
     overrides: RunSetOption = None,
 ) -> None:
     """Full-catalogue metrics of a run, with intervals.
 
-    Prints a table and writes RUN/evaluation.json.
+    Prints a table and writes RUN/evaluation.json, of the validation split RUN/evaluation_validation.json.
     """
     from tfrec.evaluation import evaluate as measure
     from tfrec.runs import load_run
 
     evaluation = measure(load_run(run, data=data, overrides=overrides or []), split)
     evaluation.write(run)
-    _show_evaluations({run.name: run})
+    _show_evaluations({run.name: run}, split)
 
 
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Evaluated runs; the first is compared.")],
+    split: SplitOption = "test",
 ) -> None:
     """Compare evaluated runs by the paired bootstrap.
 
@@ -283,32 +288,26 @@ def compare(
     from tfrec.evaluation import compare as paired_difference
     from tfrec.tables import rows_table
 
-    _show_evaluations({str(run): run for run in runs})
+    _show_evaluations({str(run): run for run in runs}, split)
     for other in runs[1:]:
         rows = [
             (name, f"{found.difference:+.4f}", f"[{found.low:+.4f}, {found.high:+.4f}]", f"{found.p_value:.3f}")
-            for name, found in paired_difference(other, runs[0]).items()
+            for name, found in paired_difference(other, runs[0], split).items()
         ]
         columns = ("metric", "difference", "95 % interval", "p")
         _show(rows_table(rows, columns, title=f"{other} minus {runs[0]}"))
 
 
-def _show_evaluations(runs: dict[str, Path]) -> None:
+def _show_evaluations(runs: dict[str, Path], split: str) -> None:
+    from tfrec.evaluation import read_evaluation
     from tfrec.tables import document_table, metrics_table
 
-    documents = {name: _read_evaluation(run) for name, run in runs.items()}
-    protocol = next(iter(documents.values()))["protocol"]
-    _show(document_table(protocol, title="protocol"), metrics_table(documents))
-
-
-def _read_evaluation(run: Path) -> dict[str, Any]:
-    import json
-
-    path = run / "evaluation.json"
-    if not path.is_file():
-        raise UserError(f"{path}: not there; run `tfrec evaluate {run}` first.")
-    document: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return document
+    documents = {name: read_evaluation(run, split) for name, run in runs.items()}
+    protocols = {name: document["protocol"] for name, document in documents.items()}
+    _show(document_table(next(iter(protocols.values())), title="protocol"), metrics_table(documents))
+    asked = {name: protocol.get("request_time", False) for name, protocol in protocols.items()}
+    if len(set(asked.values())) > 1:
+        _show(f"! `request_time` differs: {', '.join(f'{name} {value}' for name, value in asked.items())}")
 
 
 @app.command()

@@ -92,14 +92,15 @@ class Evaluation:
     ranks: Ranks
 
     def document(self) -> dict[str, Any]:
-        """What `evaluation.json` holds."""
+        """What is written."""
         names = ("protocol", "metrics", "confidence_intervals", "slices")
         return {name: getattr(self, name) for name in names}
 
     def write(self, directory: Path) -> None:
-        """Writes `evaluation.json`, and the ranks beside it, so that runs can be compared query by query."""
-        self.ranks.write(ranks_file(Path(directory), self.protocol["split"]))
-        write_json(Path(directory) / EVALUATION, self.document())
+        """Writes `evaluation.json` (`evaluation_validation.json`), and the ranks, so that runs can be compared."""
+        split = self.protocol["split"]
+        self.ranks.write(ranks_file(Path(directory), split))
+        write_json(evaluation_file(Path(directory), split), self.document())
 
 
 def evaluate(run: Run, split: Literal["test", "validation"] = "test") -> Evaluation:
@@ -290,22 +291,23 @@ def recommend(
     return [(catalogue.item_ids[item], float(scores[item - FIRST_VALUE])) for item in best]
 
 
-def compare(first: Path, second: Path) -> dict[str, Difference]:
+def compare(first: Path, second: Path, split: str = "test") -> dict[str, Difference]:
     """Paired differences `first - second` of two evaluated runs, by metric.
 
     Args:
         first: run directory.
         second: run directory.
+        split: whose queries.
 
     Raises:
         UserError: a run is not evaluated, or the two were measured by different protocols or on different queries.
     """
-    protocols = [_read_protocol(Path(directory)) for directory in (first, second)]
-    for key in ("dataset", "split", "filter_seen"):
+    protocols = [read_evaluation(Path(directory), split)["protocol"] for directory in (first, second)]
+    for key in ("dataset", "filter_seen"):
         here, there = (protocol[key] for protocol in protocols)
         if here != there:
             raise UserError(f"{first} and {second}: cannot be compared, `{key}` is {here!r} and {there!r}.")
-    ranks = [_read_ranks(Path(directory), protocols[0]["split"]) for directory in (first, second)]
+    ranks = [_read_ranks(Path(directory), split) for directory in (first, second)]
     if any(not np.array_equal(getattr(ranks[0], name), getattr(ranks[1], name)) for name in ("user", "place")):
         raise UserError(f"{first} and {second}: measured on different queries; run `tfrec evaluate` on both again.")
     ks = [k for k in protocols[0]["ks"] if k in protocols[1]["ks"]]
@@ -427,14 +429,28 @@ def ranks_file(directory: Path, split: str) -> Path:
     return directory / f"ranks_{split}.npz"
 
 
-def _read_protocol(directory: Path) -> dict[str, Any]:
-    path = directory / EVALUATION
+def evaluation_file(directory: Path, split: str) -> Path:
+    """Where the evaluation on a split lies in a directory; that on the test split has the plain name."""
+    return directory / (EVALUATION if split == "test" else f"evaluation_{split}.json")
+
+
+def read_evaluation(directory: Path, split: str = "test") -> dict[str, Any]:
+    """What `Evaluation.write` wrote.
+
+    Raises:
+        UserError: nothing there, or nothing of that split.
+    """
+    path, again = evaluation_file(directory, split), f"run `tfrec evaluate {directory} --split {split}`"
     try:
-        return dict(json.loads(path.read_text("utf-8"))["protocol"])
+        document = dict(json.loads(path.read_text("utf-8")))
+        found = document["protocol"]["split"]
     except FileNotFoundError:
-        raise UserError(f"{path}: not there; run `tfrec evaluate {directory}` first.") from None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise UserError(f"{path}: not an evaluation; run `tfrec evaluate {directory}` again.") from None
+        raise UserError(f"{path}: not there; {again} first.") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not an evaluation; {again} again.") from None
+    if found != split:
+        raise UserError(f"{path}: is one of the {found} queries; {again} again.")
+    return document
 
 
 def _read_ranks(directory: Path, split: str) -> Ranks:
@@ -457,7 +473,9 @@ __all__ = [
     "cut_offs",
     "encode_catalogue",
     "evaluate",
+    "evaluation_file",
     "rank_queries",
     "ranks_file",
+    "read_evaluation",
     "recommend",
 ]

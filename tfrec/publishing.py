@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tfrec.columns import Catalogue
 from tfrec.config import suggest
 from tfrec.errors import UserError
-from tfrec.evaluation import EVALUATION, compare, ranks_file
+from tfrec.evaluation import EVALUATION, compare, ranks_file, read_evaluation
 from tfrec.parity import raw_values
 from tfrec.runs import Run
 from tfrec.schema import ITEM_ID, Schema
@@ -144,13 +144,12 @@ def write_warmup(directory: Path, model_name: str, requests: Sequence[Request]) 
 
 
 def copy_evaluation(run: Run, directory: Path) -> Mapping[str, Any] | None:
-    """Copies the evaluation of a run and its ranks into a version; returns the document, None where there is none."""
+    """Copies the evaluation on the test split and its ranks into a version; None where the run has none."""
     path = run.directory / EVALUATION
     if not path.is_file():
         return None
-    document: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    ranks = ranks_file(run.directory, document["protocol"]["split"])
-    for file in (path, ranks):
+    document = read_evaluation(run.directory)
+    for file in (path, ranks_file(run.directory, "test")):
         if file.is_file():
             shutil.copyfile(file, directory / EXTRA / file.name)
     return document
@@ -159,8 +158,9 @@ def copy_evaluation(run: Run, directory: Path) -> Mapping[str, Any] | None:
 def refuse_worse(run: Run, served: Path) -> None:
     """Raises a `UserError` where a run is worse than the latest version of a served model.
 
-    Both must be evaluated on the same split of the same dataset. Worse is: the 95 % interval of the paired difference
-    of `training.validation_metric`, bootstrapped over users, lies below 0.
+    Both must be evaluated on the test split of the same dataset. Worse is: the 95 % interval of the paired difference
+    of `training.validation_metric`, bootstrapped over users, lies below 0. A model that wants the time of the request
+    where the served one does not, or the other way round, is refused too: it takes other inputs.
 
     Args:
         run: what is to be published.
@@ -171,6 +171,14 @@ def refuse_worse(run: Run, served: Path) -> None:
         raise UserError(
             f"{version}: was published without an evaluation, so nothing can be compared with it; run `tfrec evaluate` "
             "on its run and publish that again."
+        )
+    here, there = (
+        read_evaluation(directory)["protocol"]["request_time"] for directory in (run.directory, version / EXTRA)
+    )
+    if here != there:
+        raise UserError(
+            f"{run.directory}: `features.request_time` is {here}, of {version} it is {there}, so clients would have to "
+            "change; publish it under another name."
         )
     differences = compare(run.directory, version / EXTRA)
     metric = run.config.training.validation_metric

@@ -211,7 +211,7 @@ def test_compare_shows_both_runs_figures(tmp_path: Path, monkeypatch: pytest.Mon
     for name, value in (("first", 0.25), ("second", 0.5)):
         (tmp_path / name).mkdir()
         document = {
-            "protocol": {"split": "test"},
+            "protocol": {"split": "test", "request_time": name == "second"},
             "metrics": {"ndcg@10": value},
             "confidence_intervals": {"ndcg@10": [value - 0.01, value + 0.01]},
         }
@@ -219,12 +219,16 @@ def test_compare_shows_both_runs_figures(tmp_path: Path, monkeypatch: pytest.Mon
     import tfrec.evaluation
     from tfrec.metrics import Difference
 
-    monkeypatch.setattr(tfrec.evaluation, "compare", lambda run, other: {"ndcg@10": Difference(0.25, 0.2, 0.3, 0.01)})
+    monkeypatch.setattr(
+        tfrec.evaluation, "compare", lambda run, other, split: {"ndcg@10": Difference(0.25, 0.2, 0.3, 0.01)}
+    )
     done = RUNNER.invoke(app, ["compare", str(tmp_path / "first"), str(tmp_path / "second")])
     assert done.exit_code == 0
     assert "0.2500 [0.2400, 0.2600]" in done.stdout
     assert "0.5000 [0.4900, 0.5100]" in done.stdout
     assert "[+0.2000, +0.3000]" in done.stdout
+    marked = " ".join(line for line in done.stdout.splitlines() if line.startswith("! `request_time` differs"))
+    assert f"{tmp_path}/first False" in marked
 
 
 def test_init_writes_a_config_that_loads_and_overwrites_none(tmp_path: Path) -> None:

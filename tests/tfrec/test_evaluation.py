@@ -14,7 +14,16 @@ from tfrec.columns import Catalogue
 from tfrec.config import parse
 from tfrec.data import Dataset, batches
 from tfrec.errors import UserError
-from tfrec.evaluation import Ranks, compare, count_better, encode_catalogue, evaluate, rank_queries, recommend
+from tfrec.evaluation import (
+    Ranks,
+    compare,
+    count_better,
+    encode_catalogue,
+    evaluate,
+    rank_queries,
+    read_evaluation,
+    recommend,
+)
 
 pytestmark = pytest.mark.jax
 
@@ -234,10 +243,10 @@ def test_a_written_evaluation_has_equal_bytes_each_time(tmp_path):
     assert str(tmp_path) not in (tmp_path / "one/evaluation.json").read_text()
 
 
-def evaluated(tmp_path, name, run, **attributes):
+def evaluated(tmp_path, name, run, split="test", **attributes):
     directory = tmp_path / name
-    directory.mkdir()
-    result = evaluate(run)
+    directory.mkdir(exist_ok=True)
+    result = evaluate(run, split)
     result.protocol.update(attributes)
     result.write(directory)
     return directory
@@ -256,6 +265,25 @@ def test_compare_pairs_the_queries(tmp_path):
     assert compare(first, first)["mrr"] == (0, 0, 0, 1)
     backwards = compare(second, first)["mrr"]
     assert backwards.difference == pytest.approx(-found["mrr"].difference)
+
+
+def test_each_split_has_an_evaluation_of_its_own(tmp_path):
+    run = make_run(tmp_path)
+    directory = evaluated(tmp_path, "first", run)
+    test = (directory / "evaluation.json").read_bytes()
+    evaluated(tmp_path, "first", run, "validation")
+    assert (directory / "evaluation.json").read_bytes() == test
+    assert read_evaluation(directory)["protocol"]["split"] == "test"
+    assert read_evaluation(directory, "validation")["protocol"]["split"] == "validation"
+    run.model = StubModel(run.schema.num_items, seed=1)
+    other = evaluated(tmp_path, "other", run, "validation")
+    means = [read_evaluation(one, "validation")["metrics"]["mrr"] for one in (directory, other)]
+    assert compare(directory, other, "validation")["mrr"].difference == pytest.approx(means[0] - means[1])
+    with pytest.raises(UserError, match=r"other/evaluation.json: not there; .*other --split test` first"):
+        compare(directory, other)
+    (other / "evaluation_validation.json").rename(other / "evaluation.json")
+    with pytest.raises(UserError, match=r"evaluation.json: is one of the validation queries"):
+        read_evaluation(other)
 
 
 def test_compare_refuses_other_protocols(tmp_path):
