@@ -82,9 +82,12 @@ def save_run(run: Run, record: Mapping[str, Any]) -> None:
 def save_weights(model: keras.Model, path: Path) -> None:
     """Saves the weights, without the optimizer's state, so that the file is either whole or not there."""
     temporary = path.with_name(f".tmp-{path.name}")
-    with _without_optimizer(model):
-        model.save_weights(temporary, overwrite=True)
-    _move(temporary, path)
+    try:
+        with _without_optimizer(model):
+            model.save_weights(temporary, overwrite=True)
+        _move(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_record(directory: Path) -> dict[str, Any]:
