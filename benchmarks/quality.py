@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--table-only", action="store_true", help="train nothing, show what is finished")
     arguments = parser.parse_args()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     table, runs = TABLES[arguments.table], arguments.runs.resolve()
     chosen = [row for row in table.rows if not arguments.rows or row.name in arguments.rows]
     if not arguments.table_only:
