@@ -20,6 +20,7 @@ from beam_jobs.arranging import FATES, ITEM_IDS, ArrangeBuckets
 from beam_jobs.filters import keep_frequent
 from beam_jobs.histories import HistoryFiles, WriteHistories
 from beam_jobs.items import ItemFiles, WriteItems, count_files, stored_items
+from beam_jobs.options import pipeline_options
 from beam_jobs.plan import Plan, make_plan
 from beam_jobs.reading import FIRST_TIME, ReadLog, WriteCounts, WriteRejects, first_rejects, read_counts
 from beam_jobs.staging import (
@@ -42,7 +43,7 @@ from beam_jobs.statistics import (
 )
 from beam_jobs.validation import MICROSECONDS
 from tfrec.config import Config, Filters, load, suggest
-from tfrec.errors import UserError
+from tfrec.errors import UsageError, UserError, mendable
 from tfrec.manifest import MANIFEST, published, read_manifest, staging_of, write_json, write_manifest
 from tfrec.schema import Schema
 
@@ -66,6 +67,8 @@ def run(config: Config, beam_options: Sequence[str] = ()) -> Path:
         beam_options: options for Beam, such as `--runner=...`; without a runner the Fn API runner of this machine.
     """
     options = pipeline_options(beam_options)
+    if "://" in config.data.out:
+        raise UsageError(f"`data.out`: must be a folder of this machine. Received: {config.data.out!r}.")
     config = recipes.prepare(config)
     plan = make_plan(config)
     target = Path(config.data.out)
@@ -80,6 +83,7 @@ def run(config: Config, beam_options: Sequence[str] = ()) -> Path:
         schema = make_schema(plan, staging, fitted)
         records = write_dataset(plan, staging, directory, schema, fitted, num_buckets, options)
         finish(plan, staging, directory, schema, fitted, records)
+    logger.info("%s", account_table(read_manifest(target)["account"]))
     return target
 
 
@@ -89,15 +93,12 @@ def _check_target(target: Path) -> None:
         raise UserError(f"{target}: exists and is no dataset, so it is not replaced; choose another `data.out`.")
 
 
-def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
-    """Beam's options; the runner is FnApiRunner unless one is named (DirectRunner would look for Prism)."""
-    named = any(argument.split("=")[0] == "--runner" for argument in arguments)
-    return PipelineOptions([*arguments] if named else ["--runner=FnApiRunner", *arguments])
-
-
 @contextmanager
 def _pipeline(options: PipelineOptions) -> Iterator[beam.Pipeline]:
     """A pipeline that runs at the end; a `UserError` of a worker comes out as one, whatever the runner made of it."""
+    beam_logger = logging.getLogger("apache_beam")
+    level = beam_logger.level
+    beam_logger.setLevel(logging.CRITICAL)  # it logs tracebacks of errors that are told by who catches them
     try:
         with beam.Pipeline(options=options) as pipeline:
             yield pipeline
@@ -107,6 +108,8 @@ def _pipeline(options: PipelineOptions) -> Iterator[beam.Pipeline]:
         if not found:
             raise
         raise UserError(found[-1].split(_BEAM_SUFFIX)[0]) from None
+    finally:
+        beam_logger.setLevel(level)
 
 
 @contextmanager
@@ -303,7 +306,7 @@ def finish(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: prints the dataset's path and its account; returns the exit code."""
+    """The command: prints the dataset's path; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m beam_jobs.preprocess", description=__doc__)
     parser.add_argument("--config", required=True, help="the experiment's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="overrides a key of the file")
@@ -311,19 +314,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
     logger.setLevel(logging.INFO)
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that are told below
     try:
         path = run(load(parsed.config, parsed.set), parsed.beam_options)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except OSError as error:
-        sys.stderr.write(f"error: {str(error).split(_BEAM_SUFFIX)[0]}\n")
-        return 1
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted; nothing was written.\n")
-        return 1
-    sys.stdout.write(f"{path}\n{account_table(read_manifest(path)['account'])}\n")
+        sys.stderr.write("tfrec: interrupted; nothing was written.\n")
+        return 130
+    except Exception as error:
+        told = mendable(error)
+        if told is None:
+            raise
+        sys.stderr.write(f"tfrec: {' '.join(str(told).split())}\n")
+        return told.exit_code
+    sys.stdout.write(f"{path}\n")
     return 0
 
 

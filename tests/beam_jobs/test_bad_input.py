@@ -9,7 +9,7 @@ from tests.beam_jobs.logs import config_of, make_items, make_users, write_jsonl,
 from tests.beam_jobs.records import read_examples
 from tfrec import manifest
 from tfrec.config import parse
-from tfrec.errors import UserError
+from tfrec.errors import UsageError, UserError
 from tfrec.transforms import read_values
 
 
@@ -18,16 +18,27 @@ def test_the_command_prints_path_and_account_or_one_line(tmp_path, capsys):
     config = {"data": {"out": str(tmp_path / "out"), "events": {"files": [str(tmp_path / "events.csv")]}}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["--config", str(tmp_path / "config.yaml")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == str(tmp_path / "out")
-    assert lines[2].split() == ["events", "3", "1", "0", "0", "2"]
+    out, told = capsys.readouterr()
+    assert out == f"{tmp_path / 'out'}\n"
+    assert told.splitlines()[-2].split() == ["input", "rejected", "filtered", "truncated", "stored"]
+    assert told.splitlines()[-1].split() == ["events", "3", "1", "0", "0", "2"]
     rejects = (tmp_path / "out" / "rejected" / "events.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in rejects] == [
         {"file": "events.csv", "row": 2, "column": "user_id", "value": None, "rule": "is missing"}
     ]
     assert main(["--config", str(tmp_path / "config.yaml"), "--set", "data.events.files=[gone.csv]"]) == 1
     assert main(["--config", str(tmp_path / "config.yaml"), "--set", "data.evnts=1"]) == 2
-    assert capsys.readouterr().err.count("error: ") == 2
+    (tmp_path / "file").write_text("")
+    assert main(["--config", str(tmp_path / "config.yaml"), "--set", f"data.out={tmp_path}/file/out"]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tfrec: ")]
+    assert len(lines) == 3
+    assert lines[-1] == f"tfrec: {tmp_path}/file: File exists."
+
+
+@pytest.mark.parametrize("out", ["gs://bucket/dataset", "file:///tmp/dataset"])
+def test_a_dataset_is_a_folder_of_this_machine(tmp_path, out):
+    with pytest.raises(UsageError, match=r"`data\.out`: must be a folder of this machine"):
+        run(parse({"data": {"out": out, "events": {"files": [str(tmp_path / "events.csv")]}}}))
 
 
 @pytest.mark.parametrize(

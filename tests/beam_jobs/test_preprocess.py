@@ -5,7 +5,7 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from beam_jobs.preprocess import pipeline_options, run
+from beam_jobs.preprocess import run
 from tests.beam_jobs.logs import (
     config_of,
     histories_of,
@@ -211,9 +211,3 @@ def test_a_category_of_numbers_has_one_text_whatever_its_batch(tmp_path):
     data = {"out": str(tmp_path / "lines"), "events": {"files": [str(tmp_path / "events.jsonl")]}}
     lines = bytes_of(run(parse({"data": data, "features": features})))
     assert lines["vocabularies/stars.txt"] == datasets[0]["vocabularies/stars.txt"]
-
-
-def test_the_runner_is_fn_api_unless_one_is_named():
-    assert pipeline_options([]).get_all_options()["runner"] == "FnApiRunner"
-    assert pipeline_options(["--runner=PrismRunner"]).get_all_options()["runner"] == "PrismRunner"
-    assert pipeline_options(["--runner", "PrismRunner"]).get_all_options()["runner"] == "PrismRunner"

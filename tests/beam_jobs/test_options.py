@@ -1,0 +1,42 @@
+import pytest
+
+from beam_jobs.options import pipeline_options
+from tfrec.errors import UsageError
+
+
+def test_the_runner_is_fn_api_unless_one_is_named():
+    assert pipeline_options([]).get_all_options()["runner"] == "FnApiRunner"
+    for arguments in (["--runner=PrismRunner"], ["--runner", "PrismRunner"]):
+        assert pipeline_options(arguments).get_all_options()["runner"] == "PrismRunner"
+    assert pipeline_options(["--runner=direct"]).get_all_options()["runner"] == "direct"
+
+
+def test_options_reach_beam():
+    options = pipeline_options(["--direct_running_mode=multi_processing", "--direct_num_workers", "2"])
+    found = options.get_all_options()
+    assert (found["runner"], found["direct_running_mode"], found["direct_num_workers"]) == (
+        "FnApiRunner",
+        "multi_processing",
+        2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runer=DirectRunner"], r"'--runer=DirectRunner' is unknown; did you mean `--runner`\?"),
+        (["--direct_num_wrokers=2"], r"is unknown; did you mean `--direct_num_workers`\?"),
+        (["--direct_num_workers=2", "stray"], "'stray' is unknown; Beam lists"),
+        (["--direct_num_workers=two"], "options for Beam: argument --direct_num_workers: invalid int value: 'two'"),
+        (["--direct_running_mode=fast"], "options for Beam: argument --direct_running_mode: invalid choice: 'fast'"),
+        (["--runner=Foo"], "`--runner=Foo`: no such runner; known: DirectRunner, FnApiRunner, PrismRunner"),
+        (["--runner=FnAppiRunner"], r"no such runner; did you mean `FnApiRunner`\?"),
+        *(
+            ([f"--runner={name}"], f"`--runner={name}`: runs on other machines .* choose FnApiRunner or")
+            for name in ("DataflowRunner", "FlinkRunner", "SparkRunner", "PortableRunner", "dataflow")
+        ),
+    ],
+)
+def test_what_beam_would_pass_over_is_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        pipeline_options(arguments)
