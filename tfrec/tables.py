@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 STATUS_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -16,13 +17,13 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], *, title: str = "", 
         title: stands above the table.
         names: the metrics to show; by default all of the first model.
     """
-    table = Table(title=title or None)
+    table = Table(title=escape(title) or None)
     table.add_column("metric")
     for model in results:
-        table.add_column(model, justify="right")
+        table.add_column(escape(model), justify="right")
     first = next(iter(results.values()))
     for name in names or first["metrics"]:
-        table.add_row(name, *(_figure(document, name) for document in results.values()))
+        table.add_row(escape(name), *(_figure(document, name) for document in results.values()))
     return table
 
 
@@ -38,13 +39,13 @@ def rows_table(
     rows: Sequence[tuple[str, ...]], fields: Sequence[str], *, title: str = "", numbered: bool = False
 ) -> Table:
     """Rows of text under the names `fields`, numbered from 1 where asked; scores stand to the right."""
-    table = Table(title=title or None)
+    table = Table(title=escape(title) or None)
     if numbered:
         table.add_column("#", justify="right")
     for field in fields:
-        table.add_column(field, justify="right" if field == "score" else "left", overflow="fold")
+        table.add_column(escape(field), justify="right" if field == "score" else "left", overflow="fold")
     for number, row in enumerate(rows, start=1):
-        table.add_row(*([str(number)] if numbered else []), *map(_plain, row))
+        table.add_row(*([str(number)] if numbered else []), *map(escape, row))
     return table
 
 
@@ -54,17 +55,17 @@ def checks_table(checks: Sequence[tuple[str, str, str, str]]) -> Table:
     for column in ("check", "status", "found", "mend"):
         table.add_column(column, overflow="fold")
     for name, status, found, mend in checks:
-        table.add_row(_plain(name), f"[{STATUS_STYLES[status]}]{status}[/]", _plain(found), _plain(mend))
+        table.add_row(escape(name), f"[{STATUS_STYLES[status]}]{status}[/]", escape(found), escape(mend))
     return table
 
 
 def document_table(document: Mapping[str, Any], *, title: str = "") -> Table:
     """A nested document as rows of dotted keys and values; a long list is cut after its first entries."""
-    table = Table(title=title or None, show_header=False)
+    table = Table(title=escape(title) or None, show_header=False)
     table.add_column("key")
     table.add_column("value", overflow="fold")
     for key, value in _flattened(document, ""):
-        table.add_row(_plain(key), _plain(value))
+        table.add_row(escape(key), escape(value))
     return table
 
 
@@ -78,8 +79,3 @@ def _flattened(document: Mapping[str, Any], prefix: str) -> list[tuple[str, str]
         else:
             rows.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return rows
-
-
-def _plain(text: str) -> str:
-    """Text that rich must not read as markup."""
-    return text.replace("[", "\\[")
