@@ -4,6 +4,7 @@ Every stage writes a directory that is complete or absent, so an interrupted dem
 directory is missing. The configurations that it runs are written as files: the same commands work on them.
 """
 
+import hashlib
 import json
 import sys
 import time
@@ -102,15 +103,19 @@ def run(out: Path, *, users: int = Sizes.users, epochs: int | None = None, seed:
 
 def _write_configs(out: Path, sizes: Sizes) -> dict[str, Config]:
     record = out / _PARAMETERS
-    parameters = json.dumps(asdict(sizes), indent=2) + "\n"
+    documents = {name: configuration(name, out, sizes) for name in MODELS}
+    digest = hashlib.sha256(json.dumps(documents, sort_keys=True).replace(str(out), "").encode()).hexdigest()
+    parameters = json.dumps({**asdict(sizes), "configurations": digest}, indent=2) + "\n"
     if record.is_file() and record.read_text("utf-8") != parameters:
-        raise UserError(f"{out}: holds a demo of other sizes ({record}); remove the directory or say --out elsewhere.")
+        raise UserError(
+            f"{out}: holds a demo of other sizes or configurations ({record}); remove the directory or say --out "
+            "elsewhere."
+        )
     out.mkdir(parents=True, exist_ok=True)
     record.write_text(parameters, encoding="utf-8")
     configs = {}
-    for name in MODELS:
+    for name, document in documents.items():
         path = out / f"{name}.yaml"
-        document = configuration(name, out, sizes)
         path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
         configs[name] = load(path)
     return configs
@@ -275,6 +280,7 @@ def ask_grpc(address: str, model: str, question: Question) -> list[tuple[str, fl
 
 def _report(out: Path, outcome: Outcome, seconds: float) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     from tfrec.tables import metrics_table, rows_table
 
@@ -295,8 +301,9 @@ def _report(out: Path, outcome: Outcome, seconds: float) -> None:
     console.print(rows_table(answer, ("item", "title", "score", ""), title=title, numbered=True))
     shared = len({item for item, _ in outcome.rest[:ANSWERS]} & {item for item, _ in outcome.grpc[:ANSWERS]})
     console.print(f"Over gRPC the ScaNN sibling has {shared} of the same {len(answer)} items on top.")
-    console.print(f"The user's next item was {question.next_item} ({titles.get(question.next_item, '')}).")
-    console.print(_NEXT.format(out=out, history=",".join(question.items[-3:]), served=SERVED, seconds=seconds))
+    console.print(escape(f"The user's next item was {question.next_item} ({titles.get(question.next_item, '')})."))
+    told = _NEXT.format(out=out, history=",".join(question.items[-3:]), served=SERVED, seconds=seconds)
+    console.print(escape(told))
 
 
 def _shown(outcome: Outcome) -> list[str]:

@@ -30,6 +30,22 @@ def test_directory_of_another_demo_is_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json"]
 
 
+def test_demo_of_other_configurations_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def begin(_: object) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(demo, "_preprocess", begin)
+    for _ in range(2):
+        with pytest.raises(StoppedError):
+            demo.run(tmp_path, users=200)
+    monkeypatch.setattr(demo, "_EPOCHS", {**demo._EPOCHS, "sasrec": 99})
+    with pytest.raises(UserError, match="other sizes or configurations"):
+        demo.run(tmp_path, users=200)
+
+
 def test_history_inputs_are_one_row_of_the_signature_s_types() -> None:
     names = ["history_item_ids", "history_length", "history_times", "history_event_types", "request_time"]
     inputs = history_inputs(names, ["a", "ü"], [5, 7], ["view", "cart"])
