@@ -17,8 +17,7 @@ INTRODUCTION = """# Configuration
 
 One strict YAML file describes an experiment: an unknown key is an error that suggests the nearest known one.
 `--set section.key=value` overrides a key on the command line, `${VAR}` is replaced from the environment, and the
-resolved configuration, every default spelt out, is saved as `config.yaml` in each run; the manifest of a dataset holds
-the settings that it was made with, without paths.
+resolved configuration, every default spelt out, is saved as `config.yaml` in each run.
 
 Numbers, booleans, texts and lists are not taken for one another: `epochs: "3"` and `files: x.csv` are errors.
 
