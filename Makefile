@@ -7,7 +7,7 @@ JAX_BIN := .venv-jax/bin
 SOURCES := tfrec beam_jobs serving tests benchmarks docs setup.py
 JOBS ?= 2
 
-.PHONY: install format lint types imports test test-slow test-jax bench demo docs check lock clean
+.PHONY: install format lint types imports test e2e test-slow test-jax bench demo docs check lock clean
 
 install: .venv/.installed
 
@@ -45,6 +45,9 @@ imports: install
 
 test: install
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+e2e: install # logs -> dataset -> run -> SavedModel -> server, in one file of tests
+	$(BIN)/python -m pytest tests/test_end_to_end.py
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
