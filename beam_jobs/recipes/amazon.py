@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from beam_jobs.recipes.published import existing_path
+from beam_jobs.recipes.published import existing_path, read_as_published
 from tfrec.config import Section
 from tfrec.errors import UserError
 
@@ -49,9 +49,10 @@ def write(directory: Path, inputs: list[Path], options: Options, needed: frozens
     """Writes `events.parquet`, and `items.parquet` where attributes or further columns are there."""
     sequences, *others = inputs
     if "events" in needed:
-        _read_sequences(sequences).write_parquet(directory / "events.parquet")
+        read_as_published(_read_sequences, sequences).write_parquet(directory / "events.parquet")
     tables = [
-        _read_attributes(path) if path.name.endswith("item2attributes.json") else _read_meta(path) for path in others
+        read_as_published(_read_attributes if path.name.endswith("item2attributes.json") else _read_meta, path)
+        for path in others
     ]
     if tables:
         items = tables[0]
@@ -100,9 +101,9 @@ def _read_attributes(path: Path) -> pl.DataFrame:
 
 def _read_meta(path: Path) -> pl.DataFrame:
     readers: dict[str, Callable[[Path], pl.DataFrame]] = {
-        ".csv": lambda path: pl.read_csv(path, infer_schema_length=None),
-        ".parquet": pl.read_parquet,
-        ".jsonl": pl.read_ndjson,
+        ".csv": lambda path: pl.read_csv(path, infer_schema_length=None, glob=False),
+        ".parquet": lambda path: pl.read_parquet(path, glob=False),
+        ".jsonl": lambda path: pl.read_ndjson(path.read_bytes()),
     }
     if path.suffix not in readers:
         raise UserError(f"{path}: `options.meta` must be a .csv, .parquet or .jsonl file.")

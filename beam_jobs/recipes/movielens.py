@@ -8,7 +8,14 @@ from pathlib import Path
 
 import polars as pl
 
-from beam_jobs.recipes.published import cast_column, existing_file, existing_path, read_text_columns
+from beam_jobs.recipes.published import (
+    cast_column,
+    existing_file,
+    existing_path,
+    read_as_published,
+    read_csv_columns,
+    read_text_columns,
+)
 from tfrec.config import Section
 
 PUBLISHER = "GroupLens (grouplens.org/datasets/movielens)"
@@ -46,14 +53,14 @@ def write(directory: Path, inputs: list[Path], options: Options, needed: frozens
     readers = {"events": _read_ratings, "items": _read_movies, "users": _read_users}
     for path in inputs:
         section = next(section for section, names in _FILES.items() if path.name in names)
-        readers[section](path).write_parquet(directory / f"{section}.parquet")
+        read_as_published(readers[section], path).write_parquet(directory / f"{section}.parquet")
 
 
 def _read_ratings(path: Path) -> pl.DataFrame:
     columns = ("user_id", "item_id", "rating", "time")
     if path.suffix == ".csv":
-        frame = pl.read_csv(path, infer_schema=False).rename(
-            {"userId": "user_id", "movieId": "item_id", "timestamp": "time"}
+        frame = read_csv_columns(
+            path, {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "time"}
         )
     else:
         frame = read_text_columns(path, columns, "::" if path.suffix == ".dat" else "\t")
@@ -69,7 +76,7 @@ def _read_movies(path: Path) -> pl.DataFrame:
         frame = frame.with_columns(genres=pl.concat_list(flags).list.drop_nulls())
     else:
         if path.suffix == ".csv":
-            frame = pl.read_csv(path, infer_schema=False).rename({"movieId": "item_id"})
+            frame = read_csv_columns(path, {"movieId": "item_id", "title": "title", "genres": "genres"})
         else:
             frame = read_text_columns(path, ("item_id", "title", "genres"), "::")
         genres = pl.when(pl.col("genres") != "(no genres listed)").then(pl.col("genres").str.split("|"))

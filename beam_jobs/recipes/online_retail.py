@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from beam_jobs.recipes.published import existing_path
+from beam_jobs.recipes.published import check_columns, damaged, existing_path, read_as_published
 from tfrec.config import Section
 from tfrec.errors import UserError
 
@@ -45,7 +45,7 @@ def find_inputs(path: str | None, options: Options, needed: frozenset[str]) -> l
 
 def write(directory: Path, inputs: list[Path], options: Options, needed: frozenset[str]) -> None:
     """Writes `events`, `items` and `users`."""
-    lines = pl.concat([_read(path) for path in inputs])
+    lines = pl.concat([read_as_published(_read, path) for path in inputs])
     tables = {"events": lines, "items": _items(lines), "users": _users(lines)}
     for section, table in tables.items():
         if section in needed:
@@ -56,13 +56,11 @@ def _read(path: Path) -> pl.DataFrame:
     if path.suffix == ".xlsx":
         frame = _read_sheets(path)
     elif path.suffix == ".parquet":
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     else:
         frame = pl.read_csv(path.read_bytes().decode("latin-1").encode(), infer_schema=False)
     frame = frame.rename({old: new for old, new in _SECOND.items() if old in frame.columns})
-    missing = [name for name in _COLUMNS if name not in frame.columns]
-    if missing:
-        raise UserError(f"{path}: has no column `{missing[0]}`; it has {', '.join(frame.columns)}.")
+    check_columns(frame, _COLUMNS, path)
     return frame.select(
         pl.col("InvoiceNo").cast(pl.String),
         pl.col("StockCode").cast(pl.String),
@@ -82,6 +80,8 @@ def _read_sheets(path: Path) -> pl.DataFrame:
         raise UserError(
             f"{path}: spreadsheets need the package `fastexcel`; `pip install fastexcel` adds it."
         ) from None
+    except Exception as error:  # of fastexcel, which need not be installed to be named here
+        raise damaged(path, error) from None
     return pl.concat([sheet.cast(pl.String) for sheet in sheets.values()])
 
 

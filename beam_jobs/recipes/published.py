@@ -1,5 +1,6 @@
 """Finding and reading the files of public data sets."""
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import polars as pl
@@ -25,6 +26,20 @@ def existing_file(directory: Path, names: tuple[str, ...], publisher: str) -> Pa
     raise UserError(f"data.recipe.path: {directory}: holds no {' or '.join(names)}; {publisher} gives the data out.")
 
 
+def read_as_published(read: Callable[[Path], pl.DataFrame], path: Path) -> pl.DataFrame:
+    """What `read` makes of a file; one that is damaged, or that is none of its format, is a `UserError`."""
+    try:
+        return read(path)
+    except (pl.exceptions.PolarsError, UnicodeError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What a library says of a file that it cannot read, as one line."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    return UserError(f"{path}: not in the form in which it is given out: {reason:.300}.")
+
+
 def read_text_columns(path: Path, columns: tuple[str, ...], separator: str, encoding: str = "latin-1") -> pl.DataFrame:
     """Reads a file without header or quotes, every column as text; the separator may be several characters.
 
@@ -34,20 +49,31 @@ def read_text_columns(path: Path, columns: tuple[str, ...], separator: str, enco
     if len(separator) > 1:
         text = text.replace("\t", " ").replace(separator, "\t")
         separator = "\t"
-    try:
-        frame = pl.read_csv(
-            text.encode(),
-            separator=separator,
-            has_header=False,
-            infer_schema=False,
-            quote_char=None,
-            raise_if_empty=False,
-        )
-    except pl.exceptions.ComputeError as error:
-        raise UserError(f"{path}: not in the form in which it is given out: {str(error).splitlines()[0]}.") from None
+    frame = pl.read_csv(
+        text.encode(),
+        separator=separator,
+        has_header=False,
+        infer_schema=False,
+        quote_char=None,
+        raise_if_empty=False,
+    )
     if frame.width < len(columns):
         raise UserError(f"{path}: has {frame.width} columns, the published file has {len(columns)}; get it again.")
     return frame.rename(dict(zip(frame.columns, columns, strict=False)))
+
+
+def read_csv_columns(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
+    """Reads columns of a file with a header as texts, published name -> name; a missing one is a `UserError`."""
+    frame = pl.read_csv(path, infer_schema=False, glob=False)
+    check_columns(frame, columns, path)
+    return frame.select(pl.col(published).alias(name) for published, name in columns.items())
+
+
+def check_columns(frame: pl.DataFrame, columns: Iterable[str], path: Path) -> None:
+    """Raises a `UserError` that names the first column which is missing, and those that there are."""
+    for name in columns:
+        if name not in frame.columns:
+            raise UserError(f"{path}: has no column `{name}`; it has {', '.join(frame.columns)}.")
 
 
 def cast_column(frame: pl.DataFrame, column: str, dtype: type[pl.DataType], path: Path) -> pl.DataFrame:

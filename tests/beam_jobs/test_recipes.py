@@ -111,6 +111,35 @@ def test_a_cut_source_is_made_again(tmp_path):
     assert read(prepare(config).data.events).height == 3
 
 
+@pytest.mark.parametrize(
+    ("recipe", "name", "content", "message"),
+    [
+        (
+            "movielens",
+            "ratings.csv",
+            b"user,movieId,rating,timestamp\n1,2,3,4\n",
+            "has no column `userId`; it has user, mov",
+        ),
+        ("movielens", "ratings.csv", b'userId,movieId,rating,timestamp\n"1,2,3,4\n', "not in the form"),
+        ("movielens", "movies.csv", b"id,title\n1,2\n", "has no column `movieId`; it has id, title"),
+        ("online_retail", "data.parquet", b"PAR1 and no more PAR1", "not in the form in which it is given out: "),
+        ("online_retail", "data.csv", b'InvoiceNo,StockCode\n1,"2\n', "has no column `Description`|not in the form"),
+        ("online_retail", "data.xlsx", b"no sheet", "not in the form in which it is given out: "),
+        ("amazon_s3rec", "Beauty.txt", b"1 \xff\xfe", "not in the form in which it is given out: "),
+    ],
+)
+def test_files_that_are_damaged_are_named_in_one_line(tmp_path, recipe, name, content, message):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for other in ("ratings.csv", "movies.csv") if recipe == "movielens" else ():
+        header = "movieId,title,genres" if other == "movies.csv" else "userId,movieId,rating,timestamp"
+        (folder / other).write_text(header + "\n")
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{folder}/{name}: (?:{message})[^\n]*$"):
+        prepare(make_config(tmp_path, recipe, folder))
+    assert not (tmp_path / "out.sources").exists()
+
+
 def test_files_of_ones_own_are_never_replaced(tmp_path):
     config = make_config(tmp_path, "movielens", write_movielens_1m(tmp_path / "ml-1m"))
     sources = tmp_path / "out.sources"
