@@ -1,5 +1,7 @@
 """What a job does with which columns: the configuration checked against the logs that were found."""
 
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -22,6 +24,7 @@ _ROLE_KINDS: dict[str, FieldKind] = {
     "request": "text",
 }
 _MAY_BE_EMPTY = {"event_type", "position", "request"}
+_KEYS_OF_ROLES = {"items": "id", "users": "id", "events": "type"}  # stored as item_id, user_id, event_type
 REQUIRE_PREFIX, EXCLUDE_PREFIX, LABEL_PREFIX = "_require_", "_exclude_", "_label_"
 
 
@@ -91,6 +94,7 @@ def make_plan(config: Config) -> Plan:
         raise UsageError("`data.events`: name the log of events (or a `data.recipe`).")
     check_patterns(data.filters)
     _check_features(config)
+    _check_labels(data.labels)
     events = open_log("events", data.events)
     items = open_log("items", data.items) if data.items else None
     users = open_log("users", data.users) if data.users else None
@@ -106,31 +110,51 @@ def make_plan(config: Config) -> Plan:
 
 
 def _check_features(config: Config) -> None:
-    features, data = config.features, config.data
+    features = config.features
     names: set[str] = {"item_id"}
-    for side, allowed in (
-        ("items", None),
-        ("users", ("categorical", "numerical")),
-        ("events", ("categorical", "numerical")),
-    ):
+    for side in ("items", "users", "events"):
         for feature in getattr(features, side):
-            if allowed and feature.kind not in allowed:
-                raise UsageError(
-                    f"`features.{side}` {feature.name}: kind must be categorical or numerical, not {feature.kind}."
-                )
+            _check_feature(feature, side)
             if feature.name in names:
                 raise UsageError(
                     f"`features.{side}`: the name {feature.name} is taken; names are unique over all sides."
                 )
-            if feature.multivalued and feature.kind != "categorical":
-                raise UsageError(f"`features.{side}` {feature.name}: only categorical features can be multivalued.")
             names.add(feature.name)
-    if features.items and data.items is None:
-        raise UsageError("`features.items` needs `data.items`, the catalogue.")
-    if features.display and data.items is None:
-        raise UsageError("`features.display` needs `data.items`, the catalogue.")
-    if features.users and data.users is None:
-        raise UsageError("`features.users` needs `data.users`, the user profiles.")
+    for column, count in Counter(features.display).items():
+        if count > 1:
+            raise UsageError(f"`features.display`: names {column} {count} times; once is enough.")
+    for key, wanted, source in (
+        ("features.items", features.items, "items"),
+        ("features.display", features.display, "items"),
+        ("features.users", features.users, "users"),
+    ):
+        if wanted and getattr(config.data, source) is None:
+            what = "the catalogue" if source == "items" else "the user profiles"
+            raise UsageError(f"`{key}` needs `data.{source}`, {what}.")
+
+
+def _check_feature(feature: FeatureConfig, side: str) -> None:
+    if side != "items" and feature.kind not in ("categorical", "numerical"):
+        raise UsageError(
+            f"`features.{side}` {feature.name}: kind must be categorical or numerical, not {feature.kind}."
+        )
+    if feature.name == _KEYS_OF_ROLES[side]:
+        raise UsageError(
+            f"`features.{side}`: the name {feature.name} would be stored as {side[:-1]}_{feature.name}, which is a "
+            "role; choose another `name` and give the `column`."
+        )
+    if feature.multivalued and feature.kind != "categorical":
+        raise UsageError(f"`features.{side}` {feature.name}: only categorical features can be multivalued.")
+
+
+def _check_labels(labels: Iterable[Label]) -> None:
+    names: set[str] = set()
+    for label in labels:
+        if label.name in names:
+            raise UsageError(f"`data.labels`: the name {label.name} is taken; names of labels are unique.")
+        if isinstance(label.value, float) and not math.isfinite(label.value):
+            raise UsageError(f"`data.labels` {label.name}: `value` must be a finite number or a text.")
+        names.add(label.name)
 
 
 def _check_events(config: Config, events: Log, impressions: Log | None) -> None:

@@ -1,0 +1,36 @@
+import pytest
+
+from beam_jobs.plan import make_plan
+from tests.beam_jobs.logs import config_of, write_logs
+from tfrec.config import parse
+from tfrec.errors import UsageError
+
+LIKED = {"name": "liked", "column": "stars", "operator": ">=", "value": 4}
+CATEGORY = {"kind": "categorical", "column": "device"}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("features", "items", [{"name": "id", **CATEGORY}], "`features.items`: the name id would be stored as item_id"),
+        ("features", "users", [{"name": "id", **CATEGORY}], "`features.users`: the name id would be stored as user_id"),
+        (
+            "features",
+            "events",
+            [{"name": "type", **CATEGORY}],
+            "the name type would be stored as event_type, which is a",
+        ),
+        ("features", "events", [{"name": "a", **CATEGORY}] * 2, "`features.events`: the name a is taken"),
+        ("features", "events", [{"name": "brand", **CATEGORY}], "`features.events`: the name brand is taken"),
+        ("features", "display", ["title", "brand", "title"], "`features.display`: names title 2 times"),
+        ("data", "labels", [LIKED, {**LIKED, "value": 5}], "`data.labels`: the name liked is taken"),
+        ("data", "labels", [{**LIKED, "value": float("inf")}], "`data.labels` liked: `value` must be a finite number"),
+    ],
+)
+def test_names_that_collide_are_refused(tmp_path, section, key, value, message):
+    write_logs(tmp_path)
+    document = config_of(tmp_path, tmp_path / "dataset")
+    make_plan(parse(document))
+    document[section][key] = value
+    with pytest.raises(UsageError, match=message):
+        make_plan(parse(document))
