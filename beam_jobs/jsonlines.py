@@ -79,7 +79,7 @@ def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
         return None, "is empty"
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # nested beyond all reason
         return None, "must be a JSON object"
     return (value, "") if isinstance(value, dict) else (None, "must be a JSON object")
 

@@ -147,6 +147,15 @@ def test_json_lines_of_mixed_types_and_broken_ones(tmp_path):
     assert [(row, rule) for _, row, _, rule in broken] == [(2, "must be a JSON object"), (5, "must be a JSON object")]
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"user_id": ' + "[" * 100_000 + "]" * 100_000 + "}"])
+def test_a_line_nested_beyond_reason_is_the_only_one_rejected(tmp_path, line):
+    good = json.dumps({"user_id": "a", "item_id": "x", "time": 1})
+    path = write_csv(tmp_path / "log.jsonl", f"{line}\n{good}\n{line}\n{good}\n")
+    rows, broken = read_all(Source(files=[path]))
+    assert rows.select("user_id", ROW).rows() == [("a", 2), ("a", 4)]
+    assert [(row, rule) for _, row, _, rule in broken] == [(1, "must be a JSON object"), (3, "must be a JSON object")]
+
+
 def test_what_is_missing_is_named_with_the_nearest_there_is(tmp_path):
     path = write_csv(tmp_path / "log.csv", "user,item_id,time\na,1,5\n")
     with pytest.raises(UserError, match=r"nothing\*.csv: no such file, which `data.events.files` names"):
