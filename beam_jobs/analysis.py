@@ -13,7 +13,7 @@ from beam_jobs import encoders, quantizers
 from beam_jobs.arranging import ITEM_IDS
 from beam_jobs.encoding import as_array, stack_vectors
 from beam_jobs.hashing import hash_ids
-from beam_jobs.staging import all_item_ids, positions
+from beam_jobs.staging import all_item_ids, positions, read_frame
 from tfrec.config import Config, FeatureConfig, ItemIds
 from tfrec.errors import UserError
 from tfrec.schema import ITEM_ID, Feature, Side
@@ -68,7 +68,7 @@ def fit(staging: Path, directory: Path, config: Config) -> Fitted:
 def read_parts(staging: Path, name: str) -> pl.DataFrame:
     """The parts of one name that the buckets left, one below the other; without rows and columns where none did."""
     paths = sorted((staging / "parts").glob(f"*/{name}.arrow"))
-    return pl.concat([pl.read_ipc(path) for path in paths]) if paths else pl.DataFrame()
+    return pl.concat([read_frame(path) for path in paths]) if paths else pl.DataFrame()
 
 
 def rank_values(counts: pl.DataFrame, min_count: int, max_size: int) -> list[str]:
@@ -98,7 +98,7 @@ def fit_item_ids(staging: Path, settings: ItemIds) -> tuple[pl.Series, NDArray[n
     seen, listed = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.bool_)
     seen[parts["item"].to_numpy()] = True
     for path in item_buckets(staging):
-        listed[positions(pl.read_ipc(path, columns=["item_id"])["item_id"], ids).to_numpy()] = True
+        listed[positions(read_frame(path, ["item_id"])["item_id"], ids).to_numpy()] = True
     chosen = np.flatnonzero((seen | listed) & (counts >= settings.min_count))
     chosen = chosen[np.argsort(-counts[chosen], kind="stable")][: settings.max_size]
     if len(chosen) == 0:
@@ -121,7 +121,7 @@ def read_item_column(staging: Path, name: str) -> Iterable[pl.DataFrame]:
     """`item_id` and one column of the items of the catalogue, bucket by bucket."""
     ids, codes = all_item_ids(staging / ITEM_IDS), np.load(staging / ITEM_CODES)
     for path in item_buckets(staging):
-        frame = pl.read_ipc(path, columns=["item_id", name])
+        frame = read_frame(path, ["item_id", name])
         yield frame.filter(codes[positions(frame["item_id"], ids).to_numpy()] >= FIRST_VALUE)
 
 

@@ -16,7 +16,7 @@ from beam_jobs import splits
 from beam_jobs.filters import REASONS
 from beam_jobs.parts import Arranged, partial_fits, target_rows
 from beam_jobs.plan import Plan
-from beam_jobs.staging import Table, all_item_ids, encode_texts, positions
+from beam_jobs.staging import Table, all_item_ids, encode_texts, positions, read_frame
 from beam_jobs.validation import MICROSECONDS
 
 logger = logging.getLogger("beam_jobs")
@@ -190,7 +190,7 @@ def _arrange_users(staging: Path, name: str, plan: Plan, user_ids: pl.Series, re
         return Table(frame)
     path = staging / "users" / f"{name}.arrow"
     if path.exists():
-        profiles = pl.read_ipc(path)
+        profiles = read_frame(path)
         known = profiles["user_id"].is_in(user_ids.implode())
         for outcome, reason, part in (
             ("stored", "", profiles.filter(known)),
@@ -215,7 +215,7 @@ def _without_events(staging: Path, name: str) -> Reasons:
     impressions, users = staging / "impressions" / name / "rows.arrow", staging / "users" / f"{name}.arrow"
     for kind, path in (("impressions", impressions), ("users", users)):
         if path.exists():
-            for file, count in pl.read_ipc(path, columns=["file"])["file"].value_counts().iter_rows():
+            for file, count in read_frame(path, ["file"])["file"].value_counts().iter_rows():
                 reasons[kind, file, "filtered", NO_EVENTS] += count
     return reasons
 

@@ -15,7 +15,7 @@ from beam_jobs.encoding import encode_column, vectors_of
 from beam_jobs.examples import Column, encode_examples, write_records
 from beam_jobs.plan import LogPlan
 from beam_jobs.sources import as_bytes, from_bytes
-from beam_jobs.staging import all_item_ids, encode_texts, positions
+from beam_jobs.staging import all_item_ids, encode_texts, positions, read_frame
 from tfrec.schema import ITEM_ID, Feature
 from tfrec.transforms import FIRST_VALUE, GroupQuantiles
 
@@ -91,7 +91,7 @@ def stored_items(staging: Path, plan: LogPlan) -> dict[tuple[str, ...], int]:
     ids, codes = all_item_ids(staging / ITEM_IDS), np.load(staging / ITEM_CODES)
     counts: dict[tuple[str, ...], int] = {}
     for path in item_buckets(staging):
-        frame = pl.read_ipc(path, columns=["item_id", "file", "_accepted"])
+        frame = read_frame(path, ["item_id", "file", "_accepted"])
         stored = codes[positions(frame["item_id"], ids).to_numpy()] >= FIRST_VALUE
         rows = frame.with_columns(pl.Series("stored", stored)).filter("_accepted").group_by("file", "stored").len()
         for file, kept, count in rows.iter_rows():
@@ -106,7 +106,7 @@ class _EncodeItems(beam.DoFn):
         self.files, self.plan = files, plan
 
     def process(self, path: Path) -> Iterator[tuple[int, bytes]]:
-        frame = pl.read_ipc(path)
+        frame = read_frame(path)
         types: dict[str, Any] = {"number": pl.Float64, "texts": pl.List(pl.String), "vector": pl.List(pl.Float32)}
         for field in self.plan.fields if self.plan else ():
             if field.name not in frame.columns:

@@ -28,6 +28,7 @@ from beam_jobs.staging import (
     bucket_folders,
     bucket_name,
     positions,
+    read_frame,
     read_rows,
     read_texts,
     write_item_ids,
@@ -174,7 +175,7 @@ def _number_items(staging: Path) -> None:
     ids = [
         read_texts(folder, "item_id") for kind in ("events", "impressions") for folder in bucket_folders(staging / kind)
     ]
-    ids += [pl.read_ipc(path, columns=["item_id"])["item_id"] for path in item_buckets(staging)]
+    ids += [read_frame(path, ["item_id"])["item_id"] for path in item_buckets(staging)]
     write_item_ids(staging / ITEM_IDS, ids)
 
 
@@ -197,9 +198,9 @@ def make_schema(plan: Plan, staging: Path, fitted: Fitted) -> Schema:
     """The contract of the dataset."""
     config, counts = plan.config, read_counts(staging / "arranged.json")
     events = _stored(counts, "events")
-    parts = [pl.read_ipc(path) for path in sorted((staging / "parts").glob("*/split.arrow"))]
+    parts = [read_frame(path) for path in sorted((staging / "parts").glob("*/split.arrow"))]
     train = pl.concat(parts).filter(pl.col("split") == 0)["events"].sum()
-    lengths = [pl.read_ipc(path) for path in sorted((staging / "parts").glob("*/length.arrow"))]
+    lengths = [read_frame(path) for path in sorted((staging / "parts").glob("*/length.arrow"))]
     targets = config.data.target_events
     for name in () if targets == "all" else targets:
         if name not in fitted.event_types:

@@ -38,21 +38,27 @@ class Table:
         """Reads what `write` wrote, by memory map."""
         names = [path.stem.removeprefix("texts-") for path in sorted(folder.glob("texts-*.arrow"))]
         texts = {name: read_texts(folder, name) for name in names}
-        return cls(pl.read_ipc(folder / f"{_ROWS}.arrow"), texts)
+        return cls(read_frame(folder / f"{_ROWS}.arrow"), texts)
 
     def codes(self, column: str) -> NDArray[np.int64]:
         """A column's positions in its dictionary; -1 where it is null."""
         return self.rows[column].cast(pl.Int64).fill_null(-1).to_numpy()
 
 
+def read_frame(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """A frame, or some of its columns, from an Arrow IPC file; the path is no pattern, whatever it holds."""
+    frame = pl.scan_ipc(path, glob=False)
+    return (frame if columns is None else frame.select(columns)).collect()
+
+
 def read_texts(folder: Path, column: str) -> pl.Series:
     """The dictionary of one column."""
-    return pl.read_ipc(folder / f"texts-{column}.arrow")["text"]
+    return read_frame(folder / f"texts-{column}.arrow")["text"]
 
 
 def read_rows(folder: Path, columns: Sequence[str]) -> pl.DataFrame:
     """Some columns of a table's rows."""
-    return pl.read_ipc(folder / f"{_ROWS}.arrow", columns=list(columns))
+    return read_frame(folder / f"{_ROWS}.arrow", columns)
 
 
 def bucket_folders(folder: Path) -> list[Path]:
@@ -116,7 +122,7 @@ def all_item_ids(path: Path) -> pl.Series:
 
 @lru_cache(maxsize=2)
 def _item_ids(path: Path, written: int) -> pl.Series:
-    return pl.read_ipc(path)["text"]
+    return read_frame(path)["text"]
 
 
 def write_item_ids(path: Path, ids: Iterable[pl.Series]) -> int:

@@ -11,6 +11,7 @@ import polars as pl
 from beam_jobs.analysis import MISSING_ITEMS, Fitted, read_item_column, read_parts
 from beam_jobs.encoding import code_map
 from beam_jobs.plan import Plan
+from beam_jobs.staging import read_frame
 from tfrec.errors import UserError
 from tfrec.schema import ITEM_ID, Feature, Schema
 from tfrec.transforms import FIRST_VALUE, UNKNOWN, Vocabulary
@@ -130,7 +131,7 @@ def make_statistics(staging: Path, directory: Path, plan: Plan, schema: Schema, 
         document["train_events_by_type"] = {name: found[name] for name in schema.event_types}
     for name, quality in fitted.quality.items():
         document["features"][name]["quantiser"] = quality
-    missing = len(pl.read_ipc(staging / "items" / MISSING_ITEMS))
+    missing = len(read_frame(staging / "items" / MISSING_ITEMS))
     document["items"]["without_content"] = missing if plan.items is not None else 0
     return document
 

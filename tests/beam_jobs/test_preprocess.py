@@ -187,6 +187,13 @@ def test_equal_rows_give_equal_bytes_whatever_the_listing_and_the_workers(tmp_pa
     assert datasets[0] == datasets[1] == datasets[2]
 
 
+def test_a_path_may_hold_what_would_be_a_pattern(whole, tmp_path):
+    directory, _ = whole
+    folder = tmp_path / "shop [1]*"
+    write_logs(folder)
+    assert bytes_of(run(parse(config_of(folder, folder / "data=[ab]?")))) == bytes_of(directory)
+
+
 def test_a_category_of_numbers_has_one_text_whatever_its_batch(tmp_path):
     """Whole numbers and fractions meet in one row group, or never."""
     stars = [1.0, 2.5, 1.0, 3.0, 4.0, 2.5, 1.0, 0.5]
