@@ -11,20 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tfrec.config import Config, load
+from tfrec.config import Config, FeatureConfig, load
 from tfrec.errors import UserError
+from tfrec.transforms import FIRST_VALUE, Bins, GroupQuantiles, Vocabulary
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
     from beam_jobs.plan import LogPlan
-    from tfrec.schema import Schema
+    from beam_jobs.sources import Log, LogKind
+    from tfrec.schema import Feature, Schema
 
 Status = Literal["ok", "warn", "fail"]
 
 SAMPLE_ROWS = 5000
 
+LOGS: tuple["LogKind", ...] = ("events", "items", "users", "impressions")
 GIB = 1 << 30
+_MAKES = "tfrec preprocess makes them"
 EXTRAS = {
     "beam": "tfrec preprocess",
     "serving": "tfrec serve",
@@ -77,34 +81,50 @@ def _guarded(name: str, examination: Callable[[Config], Iterator[Check]], config
 
 def _logs(config: Config) -> Iterator[Check]:
     """Files, columns, and the first rows of each log as preprocessing would check them."""
-    recipe = config.data.recipe
-    if recipe is not None:
-        yield _recipe(config)
-    if config.data.events is None:
-        if recipe is None:
-            yield Check("logs", "fail", "neither data.events nor data.recipe is given", "name the log of events")
+    if config.data.events is None and config.data.recipe is None:
+        yield Check("logs", "fail", "neither data.events nor data.recipe is given", "name the log of events")
         return
     from beam_jobs.plan import make_plan
+    from beam_jobs.recipes import prepared
+    from beam_jobs.sources import open_log
 
-    for plan in make_plan(config).logs:
-        size = sum(file.size_bytes for file in plan.log.files)
-        yield Check(f"{plan.kind}: files", "ok", f"{len(plan.log.files)} files, {size / GIB:.2f} GiB, columns found")
-        yield _sample(plan)
+    resolved: Config | None = config
+    if config.data.recipe is not None:
+        try:
+            resolved = prepared(config)
+        except UserError as error:
+            resolved = None
+            yield Check("recipe", "fail", str(error), "download the data set, or correct data.recipe")
+        else:
+            found = "its sources are made" if resolved else "its sources are not made yet"
+            yield Check("recipe", "ok", f"{config.data.recipe.name}: {found}", "" if resolved else _MAKES)
+    if resolved is not None or config.data.events is not None:
+        for plan in make_plan(resolved or _given_alone(config)).logs:
+            yield _files(plan.log)
+            yield _sample(plan)
+        return
+    for kind in LOGS:
+        if source := getattr(config.data, kind):
+            yield _files(open_log(kind, source))
 
 
-def _recipe(config: Config) -> Check:
-    from beam_jobs.recipes import RECIPES
-    from tfrec.config import suggest
+def _files(log: "Log") -> Check:
+    size = sum(file.size_bytes for file in log.files)
+    return Check(f"{log.kind}: files", "ok", f"{len(log.files)} files, {size / GIB:.2f} GiB, columns found")
 
-    recipe = config.data.recipe
-    assert recipe is not None
-    if recipe.name not in RECIPES:
-        return Check("recipe", "fail", f"unknown recipe {recipe.name}", suggest(recipe.name, list(RECIPES)))
-    if recipe.path is not None and not Path(recipe.path).exists():
-        return Check(
-            "recipe", "fail", f"{recipe.path}: not there", "download the data set, or correct data.recipe.path"
-        )
-    return Check("recipe", "ok", f"{recipe.name}{f' of {recipe.path}' if recipe.path else ''}")
+
+def _given_alone(config: Config) -> Config:
+    """The configuration without what hangs on logs that its recipe has still to make."""
+    features, data = config.features, config.data
+    kept: dict[str, object] = {} if data.items else {"items": (), "display": ()}
+    kept |= {} if data.users else {"users": ()}
+    labels = data.labels if data.impressions else ()
+    return config.model_copy(
+        update={
+            "features": features.model_copy(update=kept),
+            "data": data.model_copy(update={"labels": labels}),
+        }
+    )
 
 
 def _sample(plan: "LogPlan") -> Check:
@@ -170,33 +190,78 @@ def _dataset(config: Config) -> Iterator[Check]:
         yield Check("dataset", "ok", f"{dataset}: not made yet", "tfrec preprocess makes it")
         return
     verify(dataset)
-    differences = _differences(config, Schema.read(dataset))
+    schema = Schema.read(dataset)
+    differences = [*_different_features(config, schema), *_differences(config, schema)]
     newer = [path for path in _local_files(config) if path.stat().st_mtime > (dataset / MANIFEST).stat().st_mtime]
     differences += [f"{path} is newer" for path in newer]
     if differences:
         found = f"{dataset}: not what this configuration makes now: {'; '.join(differences)}"
         yield Check("dataset", "warn", found, "tfrec preprocess makes it again")
     else:
-        yield Check("dataset", "ok", f"{dataset}: whole, and of this configuration")
+        yield Check("dataset", "ok", f"{dataset}: whole, and of this configuration (filters are not compared)")
 
 
 def _differences(config: Config, schema: "Schema") -> list[str]:
-    sides = {"item": config.features.items, "user": config.features.users, "event": config.features.events}
-    wanted = {(one.name, side, one.kind) for side, features in sides.items() for one in features}
-    stored = {(one.name, one.side, one.kind) for one in schema.features if one.name != "item_id"}
-    differences = [f"feature {name} differs" for name in sorted({name for name, *_ in wanted ^ stored})]
+    data, targets = config.data, config.data.target_events
     pairs = {
-        "data.repeats": (config.data.repeats, schema.repeats),
-        "data.split": (config.data.split.kind, schema.split.kind),
+        "data.repeats": (data.repeats, schema.repeats),
+        "data.split": (data.split, schema.split),
+        "data.labels": (data.labels, schema.labels),
+        "data.target_events": (targets, schema.target_event_types or "all"),
         "histories.max_events": (config.histories.max_events, schema.max_events),
         "features.display": (config.features.display, schema.display),
     }
-    return differences + [f"{key} is {now!r}, was {then!r}" for key, (now, then) in pairs.items() if now != then]
+    if schema.session_gap_seconds is not None:
+        pairs["histories.session_gap_seconds"] = (config.histories.session_gap_seconds, schema.session_gap_seconds)
+    return [f"{key} is {now!r}, was {then!r}" for key, (now, then) in pairs.items() if now != then]
+
+
+def _different_features(config: Config, schema: "Schema") -> list[str]:
+    from tfrec.schema import ITEM_ID
+
+    sides = {"item": config.features.items, "user": config.features.users, "event": config.features.events}
+    wanted = {one.name: (side, one) for side, features in sides.items() for one in features}
+    stored = {one.name: one for one in schema.features if one.name != ITEM_ID}
+    differences = [f"feature {name} differs" for name in sorted(wanted.keys() ^ stored.keys())]
+    for name in sorted(wanted.keys() & stored.keys()):
+        side, one = wanted[name]
+        if (side, one.kind) != (stored[name].side, stored[name].kind):
+            differences.append(f"feature {name} differs")
+        else:
+            differences += [f"feature {name}: {what}" for what in _different_options(one, stored[name])]
+    return differences
+
+
+def _different_options(config: FeatureConfig, feature: "Feature") -> list[str]:
+    """What the schema knows of a feature's options; bins that fall together and rare values make it smaller."""
+    pairs: dict[str, tuple[object, object]] = {
+        "column": (config.column or config.name, feature.column),
+        "multivalued": (config.multivalued, feature.multivalued),
+        "separator": (config.separator, feature.separator),
+        "keep_vectors": (config.keep_vectors, feature.keep_vectors),
+    }
+    transform = feature.transform
+    most: dict[str, tuple[int, int]] = {}
+    if feature.multivalued:
+        pairs["max_values"] = (config.max_values, feature.num_codes)
+    if isinstance(transform, GroupQuantiles):
+        pairs |= {
+            "dim": (config.dim, transform.input_dim),
+            "groups": (config.groups, transform.groups),
+            "dims_per_group": (config.dims_per_group, transform.dims_per_group),
+            "quantiles": (config.quantiles, transform.quantiles),
+        }
+    if isinstance(transform, Bins):
+        most["bins"] = (config.bins, len(transform.boundaries) + 1)
+    if isinstance(transform, Vocabulary):
+        most["max_size"] = (config.max_size, transform.size - FIRST_VALUE)
+    found = [f"{key} is {now!r}, was {then!r}" for key, (now, then) in pairs.items() if now != then]
+    return found + [f"{key} is {now}, was more ({then})" for key, (now, then) in most.items() if then > now]
 
 
 def _local_files(config: Config) -> list[Path]:
-    data = config.data
-    patterns = [pattern for source in (data.events, data.items, data.users) if source for pattern in source.files]
+    sources = [getattr(config.data, kind) for kind in LOGS]
+    patterns = [pattern for source in sources if source for pattern in source.files]
     return [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern))]
 
 

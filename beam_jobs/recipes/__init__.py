@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -50,34 +51,75 @@ def prepare(config: Config) -> Config:
     Sources that are already there, made of the same files with the same options, are used again. A configuration
     without a recipe is returned as it is.
     """
+    work = _work(config)
+    if work is None:
+        return config
+    made_from = {**work.made_from, "inputs": {path.name: manifest.sha256_of(path) for path in work.inputs}}
+    if not _is_there(work.directory, made_from):
+        _check_replaceable(work.directory)
+        with manifest.published(work.directory) as temporary:
+            work.module.write(temporary, work.inputs, work.options, work.needed)
+            manifest.write_manifest(temporary, {"made_from": made_from})
+    return work.fill(config)
+
+
+def prepared(config: Config) -> Config | None:
+    """What `prepare` returns where the sources were made with these options before, without reading the inputs.
+
+    Returns:
+        None where they are still to be made.
+
+    Raises:
+        UserError: the recipe or an option is unknown, or a published file is missing.
+    """
+    work = _work(config)
+    if work is None:
+        return config
+    with suppress(UserError, OSError):
+        made_from = manifest.verify(work.directory).get("made_from", {})
+        known = json.loads(json.dumps(work.made_from))
+        if {key: made_from.get(key) for key in known} == known:
+            return work.fill(config)
+    return None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a configuration's recipe has to do."""
+
+    module: RecipeModule
+    options: Section
+    needed: frozenset[str]
+    inputs: list[Path]
+    directory: Path
+    made_from: dict[str, Any]
+
+    def fill(self, config: Config) -> Config:
+        sources = {
+            section: Source(files=(str(self.directory / f"{section}.parquet"),), **self.module.SOURCES.get(section, {}))
+            for section in sorted(self.needed)
+            if (self.directory / f"{section}.parquet").is_file()
+        }
+        return config.model_copy(update={"data": config.data.model_copy(update=sources)})
+
+
+def _work(config: Config) -> _Work | None:
     recipe = config.data.recipe
     needed = frozenset(section for section in SECTIONS if getattr(config.data, section) is None)
     if recipe is None or not needed:
-        return config
+        return None
     if recipe.name not in RECIPES:
         raise UsageError(f"data.recipe.name: unknown recipe `{recipe.name}`; {suggest(recipe.name, list(RECIPES))}")
     module = cast(RecipeModule, import_module(RECIPES[recipe.name]))
     options = _options(module, recipe.options)
-    inputs = module.find_inputs(recipe.path, options, needed)
     made_from = {
         "format": _FORMAT,
         "recipe": recipe.name,
         "options": options.model_dump(mode="json"),
-        "inputs": {path.name: manifest.sha256_of(path) for path in inputs},
         "sections": sorted(needed),
     }
-    directory = Path(f"{config.data.out.rstrip('/')}.sources")
-    if not _is_there(directory, made_from):
-        _check_replaceable(directory)
-        with manifest.published(directory) as temporary:
-            module.write(temporary, inputs, options, needed)
-            manifest.write_manifest(temporary, {"made_from": made_from})
-    sources = {
-        section: Source(files=(str(directory / f"{section}.parquet"),), **module.SOURCES.get(section, {}))
-        for section in sorted(needed)
-        if (directory / f"{section}.parquet").is_file()
-    }
-    return config.model_copy(update={"data": config.data.model_copy(update=sources)})
+    inputs = module.find_inputs(recipe.path, options, needed)
+    return _Work(module, options, needed, inputs, Path(f"{config.data.out.rstrip('/')}.sources"), made_from)
 
 
 def _check_replaceable(directory: Path) -> None:

@@ -9,11 +9,16 @@ import pytest
 import yaml
 
 from tfrec import doctor
+from tfrec.config import load, parse
 from tfrec.doctor import Check, examine
+from tfrec.schema import Schema
 
 pytest.importorskip("apache_beam")
 
+from beam_jobs import recipes
+
 GIB = 1 << 30
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -117,7 +122,51 @@ def test_missing_recipe_path_is_found(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"data": {"out": str(tmp_path / "d"), "recipe": recipe}}))
     check = by_name(examine(path))["recipe"]
     assert check.status == "fail"
-    assert "ml-1m: not there" in check.found
+    assert "ml-1m" in check.found
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_config_fails_for_missing_files_alone(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFREC_DATA", str(tmp_path / "none"))
+    failed = {check.name: check.found for check in examine(path) if check.status == "fail"}
+    if path.stem.endswith("_shop"):
+        assert failed == {}
+    else:
+        assert failed
+        assert failed.keys() <= {"recipe", "logs"}
+        assert all(str(tmp_path / "none") in found for found in failed.values())
+
+
+def test_recipe_beside_own_events_is_checked_before_and_after_it_has_run(tmp_path: Path, log: Path) -> None:
+    document = {
+        "data": {
+            "out": str(tmp_path / "d"),
+            "events": {"files": [str(log)]},
+            "recipe": {"name": "shop", "options": {"users": 100, "items": 100, "seed": 1}},
+            "labels": [{"name": "click", "column": "click", "operator": "==", "value": 1}],
+        },
+        "features": {"items": [{"name": "brand", "kind": "categorical"}], "display": ["title"]},
+        "model": {"name": "sasrec"},
+    }
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(document))
+    checks = by_name(examine(path))
+    assert [check for check in checks.values() if check.status == "fail"] == []
+    assert "not made yet" in checks["recipe"].found
+    assert checks["events: first rows"].found == "200 rows, none rejected"
+    assert "items: files" not in checks
+
+    recipes.prepare(load(path))
+    checks = by_name(examine(path))
+    assert [check for check in checks.values() if check.status == "fail"] == []
+    assert "are made" in checks["recipe"].found
+    assert checks["items: first rows"].found == "100 rows, none rejected"
+    document["data"]["recipe"]["options"]["seed"] = 2  # type: ignore[index]
+    path.write_text(yaml.safe_dump(document))
+    assert "not made yet" in by_name(examine(path))["recipe"].found
 
 
 def test_damaged_dataset_is_found(tmp_path: Path, log: Path) -> None:
@@ -150,3 +199,46 @@ def test_dataset_of_other_features_or_older_than_its_logs_is_found(tmp_path: Pat
     assert "events.csv is newer" not in check.found
     os.utime(log, (4e9, 4e9))
     assert "events.csv is newer" in by_name(examine(path))["dataset"].found
+
+
+def test_every_setting_that_the_schema_knows_is_compared(tmp_path: Path, log: Path) -> None:
+    from tests.datasets import make_dataset
+
+    schema = Schema.read(make_dataset(tmp_path / "dataset", target_event_types=("purchase",)))
+    os.utime(log, (1e9, 1e9))
+    image = {"dim": schema.feature("image").vector_dim, "groups": 2, "quantiles": 3, "keep_vectors": True}
+    items: list[dict[str, object]] = [
+        {"name": "brand", "kind": "categorical", "max_size": 5},
+        {"name": "categories", "kind": "categorical", "multivalued": True, "separator": "|", "max_values": 3},
+        {"name": "price", "kind": "numerical", "bins": 4},
+        {"name": "image", "kind": "multimodal", **image},
+    ]
+    features = {"items": items, "display": list(schema.display)}
+    histories = {"max_events": schema.max_events, "session_gap_seconds": schema.session_gap_seconds or 1800}
+    path = write_config(tmp_path, {"files": [str(log)]}, features=features, histories=histories)
+    same = ["data.target_events=[purchase]"]
+    assert by_name(examine(path, same))["dataset"].status == "ok"
+
+    for place, key, value, told in (
+        (0, "max_size", 4, "feature brand: max_size is 4, was more (5)"),
+        (0, "column", "maker", "feature brand: column is 'maker', was 'brand'"),
+        (1, "separator", ";", "feature categories: separator is ';', was '|'"),
+        (1, "max_values", 2, "feature categories: max_values is 2, was 3"),
+        (2, "bins", 3, "feature price: bins is 3, was more (4)"),
+        (3, "quantiles", 4, "feature image: quantiles is 4, was 3"),
+        (3, "dim", 64, "feature image: dim is 64, was"),
+        (3, "keep_vectors", False, "feature image: keep_vectors is False, was True"),
+    ):
+        changed = [{**item, key: value} if place == number else item for number, item in enumerate(items)]
+        write_config(tmp_path, {"files": [str(log)]}, features={**features, "items": changed}, histories=histories)
+        check = by_name(examine(path, same))["dataset"]
+        assert (check.status, told in check.found) == ("warn", True), check.found
+    write_config(tmp_path, {"files": [str(log)]}, features=features, histories=histories)
+    assert "data.target_events is 'all', was ('purchase',)" in by_name(examine(path))["dataset"].found
+
+
+def test_impressions_are_among_the_files_that_may_be_newer(tmp_path: Path, log: Path) -> None:
+    shown = tmp_path / "shown.csv"
+    shown.write_text("x\n")
+    config = parse({"data": {"out": "d", "events": {"files": [str(log)]}, "impressions": {"files": [str(shown)]}}})
+    assert doctor._local_files(config) == [log, shown]
