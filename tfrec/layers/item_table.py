@@ -56,20 +56,21 @@ class ItemTable(keras.layers.Layer):
         self.built = True
 
     def call(self, items: Tensor) -> Tensor:
-        return ops.take(self.codes_table, self.known(items), axis=0)
+        return ops.take(self.codes_table.value, self.known(items), axis=0)
 
     def train_count(self, items: Tensor) -> Tensor:
         """Training events of each item, `(...)` int32."""
-        return ops.take(self.train_count_table, self.known(items), axis=0)
+        return ops.take(self.train_count_table.value, self.known(items), axis=0)
 
     def vectors(self, items: Tensor, name: str) -> Tensor:
         """Stored vectors of one feature, `(..., d)` in the compute dtype; zeros where an item has none."""
-        return ops.cast(ops.take(self.vector_tables[name], self.known(items), axis=0), self.compute_dtype)
+        return ops.cast(ops.take(self.vector_tables[name].value, self.known(items), axis=0), self.compute_dtype)
 
     def known(self, items: Tensor) -> Tensor:
         """The ids themselves, those outside the table replaced by unknown."""
-        # The rows are asked of the tensor: an export puts other rows, those of new items, in the table's place.
-        rows = ops.shape(ops.convert_to_tensor(self.codes_table))[0]
+        # The rows are asked of the value: an export puts other rows, those of new items, in the table's place, and the
+        # variable itself goes on giving its own shape.
+        rows = ops.shape(self.codes_table.value)[0]
         inside = ops.logical_and(items >= 0, items < rows)
         return ops.where(inside, items, UNKNOWN)
 
