@@ -59,7 +59,7 @@ class RetrievalSignatures(tf.Module):
         self.k = min(k, len(item_ids))
         self.filter_seen = filter_seen
         self.search = search
-        self.weights_ = [variable.value for variable in model.variables]
+        self.weights_ = _weights(model)
         self.item_ids = tf.Variable(item_ids, trainable=False, name="item_ids")
         popular = np.argsort(-train_count, kind="stable")[: self.k]
         self.popular = tf.Variable(popular.astype(np.int32), trainable=False, name="popular")
@@ -128,6 +128,13 @@ class RetrievalSignatures(tf.Module):
         vectors = {name: inputs[name] for name in model.item_table.vector_tables}
         with _standing_in(model.item_table, tf.concat(codes, axis=1), vectors) as items:
             return tf.cast(model.encode_items(items), tf.float32)
+
+
+def _weights(model: RetrievalModel) -> list[tf.Variable]:
+    """The variables that answering reads: those of the encoders and the catalogue, not of the objective or metrics."""
+    layers = (model.user_encoder, model.item_encoder, model.item_table)
+    variables = {id(variable): variable.value for layer in layers for variable in layer.variables}
+    return list(variables.values())
 
 
 def _concrete(function: Signature, inputs: Mapping[str, tf.TensorSpec]) -> Signature:
