@@ -79,7 +79,7 @@ class PublishedModel:
                 raise UserError(f"history: {len(items)} items but {len(values)} {name}; give one for each item.")
         infos = self._servable.signature_def.signature_def["recommend"].inputs
         known = history_inputs(infos, items, times, event_types, request_time)
-        unknown = {name: _missing(name, info, len(items)) for name, info in infos.items() if name not in known}
+        unknown = {name: _missing(info, len(items)) for name, info in infos.items() if name not in known}
         return self._ask("recommend", {**known, **unknown}, k)
 
     def similar_items(self, item: str, k: int = 10) -> Answer:
@@ -138,10 +138,10 @@ def _strings(values: Sequence[str]) -> NDArray[Any]:
     return array
 
 
-def _missing(name: str, info: Any, length: int) -> NDArray[Any]:
-    """A value that says nothing, of an event feature (one an event) or a user feature."""
-    sizes = (1, length, 1) if name.startswith("event_") else (1, 1)
-    shape = sizes[: len(info.tensor_shape.dim)]
+def _missing(info: Any, length: int) -> NDArray[Any]:
+    """A value that says nothing, of a user feature `(1, ...)` or of an event feature `(1, length, ...)`."""
+    varying = iter((1, length))  # the batch, then the events; the places of a multi-valued feature are fixed
+    shape = [each.size if each.size >= 0 else next(varying) for each in info.tensor_shape.dim]
     if info.dtype == _STRING:
         return np.full(shape, b"", dtype=object)
     return np.full(shape, np.nan, {1: np.float32, 2: np.float64}[info.dtype])

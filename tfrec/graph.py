@@ -130,8 +130,8 @@ def coder(feature: Feature, directory: Path) -> Coder:
 class FeatureCoder(tf.Module):
     """Raw values of one feature to its code columns `(..., num_codes)`.
 
-    Raw values are strings `(...)` (categorical), strings `(..., M)` padded with "" (multi-valued), float64 `(...)`
-    (numerical, NaN = missing), or float32 vectors `(N, input_dim)` (multimodal, and text after its encoder).
+    Raw values are strings `(...)` (categorical), strings `(..., num_codes)` padded with "" (multi-valued), float64
+    `(...)` (numerical, NaN = missing), or float32 vectors `(N, input_dim)` (multimodal, and text after its encoder).
 
     Args:
         feature: of the schema.
@@ -149,16 +149,25 @@ class FeatureCoder(tf.Module):
             return self.coder(values)
         if not self.feature.multivalued:
             return self.coder(values)[..., None]
-        return _packed(self.coder(values), values != "", self.feature.num_codes)
+        width = self.feature.num_codes
+        # A session does not compare what it is fed with the signature.
+        rule = f"{self.feature.name}: give {width} values, padded with empty strings."
+        with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(values)[-1], width, rule)]):
+            values = tf.identity(values)
+        return _packed(self.coder(values), values != "", width)
 
     def signature(self, name: str, *, events: bool = False) -> tf.TensorSpec:
-        """The input that takes this feature's raw values: `(B,)`, or `(B, T)` for those of events."""
+        """The input that takes this feature's raw values: `(B,)`, or `(B, T)` for those of events.
+
+        The values of a multi-valued feature have a fixed number of places: a server that pads the requests of one
+        batch to one width would repeat the first value of a request, which cannot be told from a value.
+        """
         shape: list[int | None] = [None, None] if events else [None]
         if isinstance(self.coder, GroupQuantilesCoder):
             return tf.TensorSpec([*shape, self.feature.vector_dim], tf.float32, name)
         if isinstance(self.coder, BinsCoder):
             return tf.TensorSpec(shape, tf.float64, name)
-        return tf.TensorSpec([*shape, None] if self.feature.multivalued else shape, tf.string, name)
+        return tf.TensorSpec([*shape, self.feature.num_codes] if self.feature.multivalued else shape, tf.string, name)
 
 
 def _packed(codes: Tensor, present: Tensor, width: int) -> Tensor:

@@ -12,7 +12,9 @@ from tfrec.answers import PublishedModel, history_inputs
 from tfrec.errors import UserError
 
 TYPES = {"history_item_ids": 7, "history_length": 3, "history_times": 9, "user_age": 7, "event_price": 2}
-RANKS = {"history_item_ids": 2, "history_length": 1, "history_times": 2, "user_age": 1, "event_price": 2}
+TYPES |= {"user_tags": 7, "event_tags": 7}
+SHAPES = {"history_item_ids": (-1, -1), "history_length": (-1,), "history_times": (-1, -1), "user_age": (-1,)}
+SHAPES |= {"event_price": (-1, -1), "user_tags": (-1, 3), "event_tags": (-1, -1, 4)}
 
 
 class StandIn:
@@ -20,7 +22,10 @@ class StandIn:
 
     def __init__(self) -> None:
         infos = {
-            name: SimpleNamespace(dtype=TYPES[name], tensor_shape=SimpleNamespace(dim=[None] * RANKS[name]))
+            name: SimpleNamespace(
+                dtype=TYPES[name],
+                tensor_shape=SimpleNamespace(dim=[SimpleNamespace(size=size) for size in SHAPES[name]]),
+            )
             for name in TYPES
         }
         self.signature_def = SimpleNamespace(signature_def={"recommend": SimpleNamespace(inputs=infos)})
@@ -63,6 +68,8 @@ def test_inputs_that_a_history_does_not_say_are_missing_values(published: Publis
     assert asked["user_age"].tolist() == [b""]
     assert asked["event_price"].shape == (1, 2)
     assert np.isnan(asked["event_price"]).all()
+    assert asked["user_tags"].tolist() == [[b""] * 3]
+    assert asked["event_tags"].tolist() == [[[b""] * 4] * 2]
 
 
 def test_request_is_at_the_latest_time_whatever_the_order_of_the_history() -> None:

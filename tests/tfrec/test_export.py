@@ -12,34 +12,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.app import ModelServer
-from tests.datasets import TIME_ORIGIN, make_dataset
-from tests.serving.saved_models import Client
+from tests.datasets import TIME_ORIGIN
+from tests.exports import LENGTH, K, answer, make_run, raw_items, strings, users
 from tfrec import parity, publishing
-from tfrec.config import parse
-from tfrec.data import Dataset
 from tfrec.errors import UserError
 from tfrec.evaluation import evaluate, recommend
 from tfrec.export import check_recall, export
 from tfrec.graph import HistoryEncoder, VocabularyCoder
 from tfrec.manifest import published, verify
-from tfrec.runs import Run, build_model, save_run, start_run
+from tfrec.runs import build_model
 from tfrec.stock_loader import LoaderError, Request, ask, scann_library
-
-LENGTH, K = 6, 12
-MODEL = {"name": "sasrec", "embedding_dim": 16, "num_blocks": 1, "history_length": LENGTH, "item_features": "all"}
-MODEL |= {"user_features": "prefix", "normalize": False}
-
-
-def make_run(root, *, config=None, **data):
-    dataset = Dataset.open(make_dataset(root / "data", **data))
-    sections = {"data": {"out": str(root / "data")}, "model": MODEL, "export": {"k": K}}
-    parsed = parse(sections | (config or {}))
-    start_run(root / "run", parsed, dataset)
-    keras.utils.set_random_seed(3)
-    run = Run(root / "run", parsed, dataset.schema, dataset, build_model(parsed, dataset))
-    save_run(run, {})
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -68,64 +50,10 @@ def signatures(versions):
     return tf.saved_model.load(str(versions[0])).signatures
 
 
-def strings(rows):
-    width = max(len(row) for row in rows)
-    array = np.empty((len(rows), width), object)
-    array[:] = [list(row) + [""] * (width - len(row)) for row in rows]
-    return array
-
-
-def users(*histories, times=None, length=None):
-    """A raw request of these histories; by default an event a minute."""
-    ids = strings(histories)
-    counted = np.array([len(history) for history in histories] if length is None else length, np.int32)
-    minutes = np.broadcast_to(60 * np.arange(ids.shape[1]), ids.shape) if times is None else np.array(times)
-    return {
-        "history_item_ids": ids,
-        "history_length": counted,
-        "history_times": (TIME_ORIGIN + minutes).astype(np.int64),
-        "history_event_types": np.full(ids.shape, "view", object),
-        "request_time": np.full(len(ids), TIME_ORIGIN + 90_000, np.int64),
-        "event_device": np.full(ids.shape, "phone", object),
-        "user_segment": np.full(len(ids), "loyal", object),
-        "user_tags": np.full((len(ids), 1), "b", object),
-    }
-
-
-def answer(signature, inputs):
-    tensors = {name: tf.constant(value.tolist(), value.dtype.type) for name, value in inputs.items()}
-    return {name: value.numpy() for name, value in signature(**tensors).items()}
-
-
-def raw_items(run, places):
-    catalogue = run.dataset.catalogue()
-    return publishing.raw_items(run.schema, catalogue, run.dataset.directory, np.array(places))
-
-
-def test_every_signature_answers_in_the_cpp_loader_as_in_python(run, versions, signatures):
-    ids = run.dataset.catalogue().item_ids[2:]
-    inputs = users(ids[:4], ["never heard of", ids[7]], [])
-    requests = [
-        Request("serving_default", inputs),
-        Request("recommend", inputs),
-        Request("encode_user", inputs),
-        Request("encode_item", raw_items(run, [2, 9, 30])),
-        Request("similar_items", {"item_ids": np.array([ids[5], "unknown", ""], object)}),
-    ]
-    for request, got in zip(requests, ask(versions[0], requests), strict=True):
-        expected = answer(signatures[request.signature], request.inputs)
-        assert got.keys() == expected.keys()
-        for name, values in got.items():
-            if values.dtype == object:
-                assert values.tolist() == expected[name].tolist()
-            else:
-                np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-6)
-
-
 def test_lists_are_those_of_the_run(run, signatures):
     ids = run.dataset.catalogue().item_ids[2:]
     # The run's own way cannot be told event and user features, so they are unknown here too.
-    inputs = users(ids[3:7]) | {"user_segment": np.array([""], object), "user_tags": np.array([[""]], object)}
+    inputs = users(ids[3:7]) | {"user_segment": np.array([""], object), "user_tags": strings([[""] * 3])}
     inputs["event_device"] = strings([[""] * 4])
     got = answer(signatures["recommend"], inputs)
     times = (TIME_ORIGIN + 60 * np.arange(4)).tolist()
@@ -279,20 +207,6 @@ def test_manifests_tell_where_the_siblings_come_from(run, versions):
     assert all(str(run.directory.parent) not in json.dumps(manifest) for manifest in (exact, scann))
 
 
-def test_server_gives_the_same_lists(root, run, versions, signatures):
-    ids = run.dataset.catalogue().item_ids[2:]
-    inputs = users(ids[:4], ids[10:12])
-    with ModelServer(root / "models", rest_port=0, grpc_port=0) as server:
-        client = Client(server.rest_port, server.grpc_port)
-        body = {"inputs": {name: value.tolist() for name, value in inputs.items()}}
-        reply = client.post("/v1/models/shop:predict", body)
-        client.close()
-    expected = answer(signatures["recommend"], inputs)
-    outputs = reply.json()["outputs"]
-    assert outputs["item_ids"] == [[item.decode() for item in row] for row in expected["item_ids"]]
-    np.testing.assert_allclose(outputs["scores"], expected["scores"], rtol=1e-5)
-
-
 def test_warmup_requests_name_every_signature(versions):
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -381,7 +295,6 @@ class TestRefusals:
 PUBLISHER = """
 import itertools, sys, shutil
 from pathlib import Path
-from tfrec.graph import HistoryEncoder, VocabularyCoder
 from tfrec.manifest import published, verify
 source, model, first = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)

@@ -121,13 +121,23 @@ def test_group_quantiles_coder_on_figures_by_hand(tmp_path):
     assert coder(_feature(transform), tmp_path)(vectors).numpy().ravel().tolist() == [3, 6, 10, 10]
 
 
-def test_multivalued_coder_skips_blanks_keeps_the_first_and_pads(tmp_path):
+def test_multivalued_coder_skips_blanks_and_pads(tmp_path):
     feature = _feature(vocabulary(tmp_path, ["a", "b", "c"]), multivalued=True, num_codes=3)
     encode = FeatureCoder(feature, tmp_path)
-    rows = tf.constant([["", "b", "", "a", "c", "b"], ["zz", "a", "", "", "", ""], [""] * 6])
-    assert encode(rows).numpy().tolist() == [[3, 2, 4], [1, 2, 0], [1, 0, 0]]
-    assert encode(tf.zeros([2, 0], tf.string)).numpy().tolist() == [[1, 0, 0], [1, 0, 0]]
-    assert encode(tf.constant([[["b"], [""]]])).numpy().tolist() == [[[3, 0, 0], [1, 0, 0]]]
+    rows = tf.constant([["", "b", "a"], ["zz", "a", ""], [""] * 3, ["c", "b", "a"], ["", "", "c"]])
+    assert encode(rows).numpy().tolist() == [[3, 2, 0], [1, 2, 0], [1, 0, 0], [4, 3, 2], [4, 0, 0]]
+    assert encode(tf.zeros([0, 3], tf.string)).numpy().tolist() == []
+    assert encode(tf.constant([[["b", "", ""], [""] * 3]])).numpy().tolist() == [[[3, 0, 0], [1, 0, 0]]]
+
+
+@pytest.mark.parametrize("width", [0, 2, 4])
+def test_multivalued_input_has_a_fixed_width(tmp_path, width):
+    feature = _feature(vocabulary(tmp_path, ["a", "b", "c"]), multivalued=True, num_codes=3)
+    encode = FeatureCoder(feature, tmp_path)
+    assert encode.signature("f").shape.as_list() == [None, 3]
+    assert encode.signature("f", events=True).shape.as_list() == [None, None, 3]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="f: give 3 values, padded with empty strings"):
+        encode(tf.fill([2, width], "a"))
 
 
 def encoder(directory, *, length=4, request_time=True):
@@ -197,7 +207,7 @@ def test_event_and_user_features_are_coded(tmp_path):
     inputs = raw(schema, [[ids[1], ids[0]]], [2], [[20 + TIME_ORIGIN, 10 + TIME_ORIGIN]]) | {
         "event_device": tf.constant([["desktop", "fax"]]),
         "user_segment": tf.constant(["lapsed"]),
-        "user_tags": tf.constant([["d", "a"]]),
+        "user_tags": tf.constant([["d", "a", ""]]),
     }
     batch, _ = encode(inputs)
     assert batch["event_device"].numpy().tolist() == [[1, 3, 0]]

@@ -1,0 +1,62 @@
+"""Small untrained runs to export, and raw requests to what was exported."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tests.datasets import TIME_ORIGIN, make_dataset
+from tfrec import publishing
+from tfrec.config import parse
+from tfrec.data import Dataset
+from tfrec.runs import Run, build_model, save_run, start_run
+
+LENGTH, K = 6, 12
+MODEL = {"name": "sasrec", "embedding_dim": 16, "num_blocks": 1, "history_length": LENGTH, "item_features": "all"}
+MODEL |= {"user_features": "prefix", "normalize": False}
+
+
+def make_run(root, *, name="run", config=None, **data):
+    """A run with its first weights at `root / name`, of the dataset at `root / "data"`, which is made where missing."""
+    directory = root / "data"
+    dataset = Dataset.open(directory if directory.exists() else make_dataset(directory, **data))
+    parsed = parse({"data": {"out": str(directory)}, "model": MODEL, "export": {"k": K}} | (config or {}))
+    start_run(root / name, parsed, dataset)
+    keras.utils.set_random_seed(3)
+    run = Run(root / name, parsed, dataset.schema, dataset, build_model(parsed, dataset))
+    save_run(run, {})
+    return run
+
+
+def strings(rows):
+    width = max(len(row) for row in rows)
+    array = np.empty((len(rows), width), object)
+    array[:] = [list(row) + [""] * (width - len(row)) for row in rows]
+    return array
+
+
+def users(*histories, times=None, length=None):
+    """A raw request of these histories; by default an event a minute."""
+    ids = strings(histories)
+    counted = np.array([len(history) for history in histories] if length is None else length, np.int32)
+    minutes = np.broadcast_to(60 * np.arange(ids.shape[1]), ids.shape) if times is None else np.array(times)
+    return {
+        "history_item_ids": ids,
+        "history_length": counted,
+        "history_times": (TIME_ORIGIN + minutes).astype(np.int64),
+        "history_event_types": np.full(ids.shape, "view", object),
+        "request_time": np.full(len(ids), TIME_ORIGIN + 90_000, np.int64),
+        "event_device": np.full(ids.shape, "phone", object),
+        "user_segment": np.full(len(ids), "loyal", object),
+        "user_tags": strings([["b", "", ""]] * len(ids)),
+    }
+
+
+def answer(signature, inputs):
+    """What a signature of a SavedModel loaded in Python answers."""
+    tensors = {name: tf.constant(value.tolist(), value.dtype.type) for name, value in inputs.items()}
+    return {name: value.numpy() for name, value in signature(**tensors).items()}
+
+
+def raw_items(run, places):
+    catalogue = run.dataset.catalogue()
+    return publishing.raw_items(run.schema, catalogue, run.dataset.directory, np.array(places))
