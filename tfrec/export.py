@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from tfrec import parity, publishing
 from tfrec.errors import UserError
 from tfrec.evaluation import encode_catalogue
 from tfrec.index import build_search
-from tfrec.manifest import published, sha256_of, verify, write_manifest
+from tfrec.manifest import published_together, sha256_of, verify, write_manifest
 from tfrec.models.shells import RetrievalModel
 from tfrec.runs import RUN, Run, read_record
 from tfrec.schema import SCHEMA
@@ -31,9 +31,13 @@ IndexKind = Literal["exact", "scann"]
 def export(run: Run, to: Path, *, index: IndexKind = "exact", not_worse_than: Path | None = None) -> list[Path]:
     """Publishes the next version of a model and returns its directories, one a kind of index.
 
-    Everything is written under a temporary name, checked there (the lists of the run, of the SavedModel and of
-    TensorFlow's C++ loader must be the same; see `tfrec.parity`), flushed, and renamed. Whatever fails or is killed
-    leaves no version behind.
+    Everything is written under temporary names, checked there (the lists of the run, of the SavedModel and of
+    TensorFlow's C++ loader must be the same; see `tfrec.parity`), flushed, and then renamed, the exact version first.
+    That the built-in server gives the same lists is not asked here: its share of the gate is
+    tests/tfrec/test_exported_models.py.
+
+    Whatever fails before the renames leaves no version behind. Being killed between the two renames leaves the exact
+    version without its ScaNN sibling; what has a name is whole, and the next export gives both a new number.
 
     Args:
         run: a trained retrieval model.
@@ -49,18 +53,13 @@ def export(run: Run, to: Path, *, index: IndexKind = "exact", not_worse_than: Pa
     if not_worse_than is not None:
         publishing.refuse_worse(run, Path(not_worse_than))
     version = publishing.next_version(to)
-    with ExitStack() as stack:
-        stack.enter_context(_full_precision())
+    models = publishing.siblings(to, index)
+    paths = [model / str(version) for model in models.values()]
+    with _full_precision(), published_together(paths, check=_check_files, replace=False) as directories:
         vectors = encode_catalogue(run.model, run.schema.num_items)
-        paths = {}
-        for kind, model in publishing.siblings(to, index).items():
-            paths[kind] = model / str(version)
-            directory = stack.enter_context(published(paths[kind], check=_check_files))
+        for (kind, model), directory in zip(models.items(), directories, strict=True):
             _Version(run, vectors, directory, kind).write(model.name)
-        for path in paths.values():
-            if path.exists():
-                raise UserError(f"{path}: another export published it meanwhile; run this one again.")
-    return list(paths.values())
+    return paths
 
 
 @contextmanager

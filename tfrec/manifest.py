@@ -1,13 +1,14 @@
 """What a directory holds: every file with its size, record count and SHA-256, so that nothing is taken on trust."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,17 +101,56 @@ def fingerprint(directory: Path) -> str:
 
 
 @contextmanager
-def published(target: Path, *, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+def published(target: Path, *, check: Callable[[Path], None] | None = None, replace: bool = True) -> Iterator[Path]:
     """Yields a temporary sibling of `target`; on success it becomes `target` by one rename.
 
     Everything is flushed to disk first. If the body or `check` raises, nothing appears under the final name and the
     temporary directory is removed. What a killed run left behind is removed by the next one for the same target.
-    An existing target is replaced.
+
+    Args:
+        target: what is to appear.
+        check: raises where the finished directory is not right.
+        replace: whether an existing target is replaced; if not, it is a `UserError`.
 
     Raises:
         UserError: another process is writing the same target.
     """
-    target = Path(os.path.abspath(target))
+    with published_together([target], check=check, replace=replace) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def published_together(
+    targets: Sequence[Path], *, check: Callable[[Path], None] | None = None, replace: bool = True
+) -> Iterator[list[Path]]:
+    """Yields a temporary sibling of each target; on success they get their names, in the order of `targets`.
+
+    As `published`, with all of them checked and flushed to disk before the first is renamed. There is no rename of
+    several directories at once: who is killed between two renames leaves the first targets without the others.
+    """
+    targets = [Path(os.path.abspath(target)) for target in targets]
+    with ExitStack() as stack:
+        temporaries = [stack.enter_context(_temporary(target)) for target in targets]
+        if not replace:
+            _refuse_existing(targets)  # before the work
+        yield temporaries
+        if check is not None:
+            for temporary in temporaries:
+                check(temporary)
+        for temporary in temporaries:
+            sync_tree(temporary)
+        if not replace:
+            _refuse_existing(targets)
+        for temporary, target in zip(temporaries, targets, strict=True):
+            if replace:
+                replace_directory(temporary, target)
+            else:
+                _name_directory(temporary, target)
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """An empty sibling of a target, which is locked; what is left of it is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target):
         remove_leftovers(target)
@@ -118,12 +158,14 @@ def published(target: Path, *, check: Callable[[Path], None] | None = None) -> I
         temporary.mkdir()
         try:
             yield temporary
-            if check is not None:
-                check(temporary)
-            sync_tree(temporary)
-            replace_directory(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_existing(targets: Sequence[Path]) -> None:
+    for target in targets:
+        if target.exists():
+            raise UserError(f"{target}: is already there and is not replaced; run this again for another name.")
 
 
 def remove_leftovers(target: Path) -> None:
@@ -178,11 +220,7 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 def sync_tree(directory: Path) -> None:
     """Flushes every file and directory below `directory` to disk."""
     for path in [*directory.rglob("*"), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(path)
 
 
 def replace_directory(source: Path, target: Path) -> None:
@@ -195,7 +233,22 @@ def replace_directory(source: Path, target: Path) -> None:
         shutil.rmtree(aside)
     else:
         source.rename(target)
-    descriptor = os.open(target.parent, os.O_RDONLY)
+    _sync(target.parent)
+
+
+def _name_directory(source: Path, target: Path) -> None:
+    """Renames `source` to `target`, which the system refuses where a directory with content has that name."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        _refuse_existing([target])
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -10,8 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tfrec import manifest
 from tfrec.errors import UserError
-from tfrec.manifest import fingerprint, list_files, published, read_manifest, staging_of, verify, write_manifest
+from tfrec.manifest import (
+    fingerprint,
+    list_files,
+    published,
+    published_together,
+    read_manifest,
+    staging_of,
+    verify,
+    write_manifest,
+)
 
 WRITER = """
 import sys, time
@@ -167,3 +177,56 @@ def test_target_that_was_moved_aside_by_a_killed_writer_comes_back(tmp_path: Pat
 def test_staging_stands_beside_the_temporary_directory(tmp_path: Path) -> None:
     with published(tmp_path / "shop") as directory:
         assert staging_of(directory) == directory.parent / f"{directory.name}-staging"
+
+
+def test_several_targets_are_all_checked_and_flushed_before_the_first_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = [tmp_path / "shop" / "1", tmp_path / "shop_scann" / "1"]
+    steps: list[tuple[str, str]] = []
+    flush, rename = manifest.sync_tree, manifest.replace_directory
+    monkeypatch.setattr(manifest, "sync_tree", lambda path: (steps.append(("flush", path.parent.name)), flush(path)))
+    monkeypatch.setattr(
+        manifest, "replace_directory", lambda path, to: (steps.append(("name", to.parent.name)), rename(path, to))
+    )
+
+    def check(directory: Path) -> None:
+        steps.append(("check", directory.parent.name))
+        if not (directory / "file").exists():
+            raise UserError("incomplete")
+
+    with pytest.raises(UserError, match="incomplete"), published_together(targets, check=check) as (first, _):
+        (first / "file").write_text("1")
+    assert list(tmp_path.glob("*/*")) == []
+    steps.clear()
+    with published_together(targets, check=check) as directories:
+        for directory in directories:
+            (directory / "file").write_text("1")
+    assert steps == [(step, name) for step in ("check", "flush", "name") for name in ("shop", "shop_scann")]
+    assert sorted(tmp_path.glob("*/*")) == targets
+
+
+@pytest.mark.parametrize("moment", ["before", "meanwhile", "at the rename"])
+def test_existing_target_is_refused_where_it_may_not_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    targets = [tmp_path / "shop" / "1", tmp_path / "shop_scann" / "1"]
+
+    def appear() -> None:
+        targets[0].mkdir(parents=True)
+        (targets[0] / "file").write_text("of another")
+
+    if moment == "before":
+        appear()
+    if moment == "at the rename":
+        refuse = manifest._refuse_existing
+        calls = iter(range(3))
+        monkeypatch.setattr(manifest, "_refuse_existing", lambda paths: (refuse(paths), next(calls) == 1 and appear()))
+    refused = pytest.raises(UserError, match=r"shop/1: is already there and is not replaced")
+    with refused, published_together(targets, replace=False) as directories:
+        for directory in directories:
+            (directory / "file").write_text("ours")
+        if moment == "meanwhile":
+            appear()
+    assert (targets[0] / "file").read_text() == "of another"
+    assert list(tmp_path.glob("*/*")) == [targets[0]]
