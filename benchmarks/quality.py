@@ -109,9 +109,15 @@ def _tfrec(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "tfrec", *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def values_of(row: Row, runs: Path, metrics: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def finished_seeds(row: Row, runs: Path) -> list[int]:
+    """The seeds of a row that are trained and evaluated."""
+    return [seed for seed, run in enumerate(run_directories(row, runs)) if ranks_file(run, "test").exists()]
+
+
+def values_of(row: Row, seeds: list[int], runs: Path, metrics: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Per-query metrics `(Q, M)`, averaged over seeds, and the user of each query."""
-    ranks = [Ranks.read(ranks_file(run, "test")) for run in run_directories(row, runs)]
+    directories = run_directories(row, runs)
+    ranks = [Ranks.read(ranks_file(directories[seed], "test")) for seed in seeds]
     ks = sorted({int(metric.partition("@")[2]) for metric in metrics})
     values = [[one.values(ks)[metric] for metric in metrics] for one in ranks]
     return np.mean(values, axis=0).T, ranks[0].user
@@ -122,35 +128,37 @@ def lines(table: Table, chosen: list[Row], runs: Path, document: dict[str, dict]
     yield f"| model | seeds | {' | '.join(table.metrics)} |"
     yield "|---" * (len(table.metrics) + 2) + "|"
     for row in chosen:
-        values, users = values_of(row, runs, table.metrics)
+        seeds = finished_seeds(row, runs)
+        values, users = values_of(row, seeds, runs, table.metrics)
         intervals = bootstrap_interval(values, users, samples=SAMPLES, seed=0)
         means = values.mean(axis=0)
         cells = [f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, (low, high) in zip(means, intervals, strict=True)]
         document[row.name] = {
-            "seeds": row.seeds,
+            "seeds": seeds,
             "metrics": dict(zip(table.metrics, means.tolist(), strict=True)),
             "intervals": dict(zip(table.metrics, intervals, strict=True)),
         }
-        yield f"| {row.name} | {row.seeds} | {' | '.join(cells)} |"
+        yield f"| {row.name} | {len(seeds)} | {' | '.join(cells)} |"
 
 
 def differences(table: Table, chosen: list[Row], runs: Path, document: dict[str, dict]) -> Iterator[str]:
-    """The lines of the table of paired differences."""
-    yield f"| difference | {' | '.join(table.metrics)} |"
-    yield "|---" * (len(table.metrics) + 1) + "|"
+    """The lines of the table of paired differences, over the seeds that both rows have."""
+    yield f"| difference | seeds | {' | '.join(table.metrics)} |"
+    yield "|---" * (len(table.metrics) + 2) + "|"
     rows = {row.name: row for row in table.rows}
     for row in chosen:
         if row.against is None:
             continue
         other = rows[row.against]
-        if row.seeds == 1:  # a single seed is compared with the same single seed
-            other = Row(other.name, other.config, 1)
-        values, users = values_of(row, runs, table.metrics)
-        base, _ = values_of(other, runs, table.metrics)
+        seeds = sorted({*finished_seeds(row, runs)} & {*finished_seeds(other, runs)})
+        if not seeds:
+            continue
+        values, users = values_of(row, seeds, runs, table.metrics)
+        base, _ = values_of(other, seeds, runs, table.metrics)
         found = paired_bootstrap(values, base, users, samples=SAMPLES, seed=0)
         cells = [f"{mean:+.4f} [{low:+.4f}, {high:+.4f}] p {p:.3f}" for mean, low, high, p in found]
         document[row.name]["difference"] = dict(zip(table.metrics, found, strict=True))
-        yield f"| {row.name} - {row.against} | {' | '.join(cells)} |"
+        yield f"| {row.name} - {row.against} | {len(seeds)} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -167,7 +175,7 @@ def main() -> None:
     if not arguments.table_only:
         for row in chosen:
             make(row, runs)
-    finished = [row for row in chosen if all(ranks_file(run, "test").exists() for run in run_directories(row, runs))]
+    finished = [row for row in chosen if finished_seeds(row, runs)]
     document: dict[str, dict] = {}
     print("\n".join(lines(table, finished, runs, document)), end="\n\n")
     print("\n".join(differences(table, finished, runs, document)), end="\n\n")
