@@ -71,6 +71,8 @@ class Split(_Part):
     """How events were divided into training (0), validation (1) and test (2)."""
 
     kind: Literal["leave_one_out", "temporal", "last_fraction"]
+    """leave_one_out: a user's last target event is test, the one before it validation; impressions belong to the split
+    of the event that comes next. temporal: two times. last_fraction: each user's last shares."""
     validation: bool = Field(True, strict=True)
     fraction: float | None = Field(None, strict=True)
     validation_from: int | None = Field(None, strict=True)
