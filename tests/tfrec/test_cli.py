@@ -255,3 +255,37 @@ def test_init_takes_the_columns_that_it_is_told(tmp_path: Path) -> None:
     columns = yaml.safe_load(out.read_text())["data"]["events"]["columns"]
     assert columns == {"user_id": "b", "item_id": "a", "time": "c"}
     assert tfrec("init", str(log), "--out", str(tmp_path / "x.yaml"), "--column", "a").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train --config e.csv/b.yaml", "e.csv/b.yaml: no such configuration file."),
+        ("data verify e.csv", "e.csv: no manifest.json there, so it is not a finished directory."),
+        ("demo --out e.csv", "e.csv: File exists."),
+        ("demo --out e.csv/x", "e.csv/x: Not a directory."),
+        ("compare cut empty", "cut/evaluation.json: not an evaluation; run `tfrec evaluate cut"),
+        ("compare empty cut", "empty/evaluation.json: not an evaluation; run `tfrec evaluate empty"),
+    ],
+)
+def test_file_in_place_of_a_directory_and_damaged_evaluations_are_one_line(
+    command: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from tfrec.cli import main
+
+    (tmp_path / "e.csv").write_text("a,b\n")
+    for name, text in (("cut", "{"), ("empty", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evaluation.json").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tfrec", *command.split()])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code in (1, 2)
+    told = capsys.readouterr().err
+    assert told.startswith(f"tfrec: {message}")
+    assert told.count("\n") == 1
