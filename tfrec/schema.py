@@ -20,7 +20,7 @@ Kind = Literal["categorical", "numerical", "multimodal", "text"]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Feature(_Part):
