@@ -74,7 +74,9 @@ class Split(_Part):
     """leave_one_out: a user's last target event is test, the one before it validation; impressions belong to the split
     of the event that comes next. temporal: two times. last_fraction: each user's last shares."""
     validation: bool = Field(True, strict=True)
+    """Whether events are held out for validation; if not, they stay in training."""
     fraction: float | None = Field(None, strict=True)
+    """Share of a user's events that is test, and again validation (last_fraction)."""
     validation_from: int | None = Field(None, strict=True)
     """Unix seconds; events from here on are validation (temporal)."""
     test_from: int | None = Field(None, strict=True)
