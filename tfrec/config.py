@@ -72,7 +72,7 @@ class Source(Section):
     @field_validator("delimiter")
     @classmethod
     def _one_character(cls, delimiter: str | None) -> str | None:
-        if delimiter is not None and (len(delimiter.encode()) != 1 or delimiter in "\"\r\n\0"):
+        if delimiter is not None and (len(delimiter.encode()) != 1 or delimiter in '"\r\n\0'):
             raise ValueError("must be one ASCII character, and neither a quote nor a line break")
         return delimiter
 
