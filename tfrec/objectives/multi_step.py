@@ -182,7 +182,7 @@ def step_metric_names(softmax: ItemSoftmax, num_steps: int, *, gated: bool) -> l
     return names if softmax.kind == "full" else [*names, "all_masked"]
 
 
-class AtLeast(keras.constraints.Constraint):
+class LowerBound(keras.constraints.Constraint):
     """Lifts a weight to a lower bound after each step, so that its gradient can lead it back up."""
 
     def __init__(self, bound: float) -> None:
@@ -205,7 +205,7 @@ def add_log_temperature(layer: keras.layers.Layer) -> Any:
             f"Received: temperature={layer.temperature}."
         )
     initializer = keras.initializers.Constant(math.log(layer.temperature))
-    constraint = AtLeast(math.log(LEAST_TEMPERATURE))
+    constraint = LowerBound(math.log(LEAST_TEMPERATURE))
     return layer.add_weight(name="log_temperature", shape=(), initializer=initializer, constraint=constraint)
 
 
