@@ -94,6 +94,6 @@ def test_whole_demo_answers_and_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_heterrec_beats_popularity_and_sasrec(seed: int, tmp_path: Path) -> None:
     outcome = demo.run(tmp_path / "demo", seed=seed)
     ndcg = {model: document["metrics"]["ndcg@10"] for model, document in outcome.evaluations.items()}
-    assert ndcg["heterrec"] > 1.5 * ndcg["popularity"]
+    assert ndcg["heterrec"] > 3 * ndcg["popularity"]
     assert ndcg["heterrec"] > ndcg["sasrec"]
     assert [item for item, _ in outcome.rest[:3]] == [item for item, _ in outcome.grpc[:3]]
