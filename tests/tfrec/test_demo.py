@@ -41,7 +41,7 @@ def test_demo_of_other_configurations_is_not_gone_on_with(tmp_path: Path, monkey
     for _ in range(2):
         with pytest.raises(StoppedError):
             demo.run(tmp_path, users=200)
-    monkeypatch.setattr(demo, "_EPOCHS", {**demo._EPOCHS, "sasrec": 99})
+    monkeypatch.setitem(demo._SECTIONS["sasrec"], "training", {"epochs": 99})
     with pytest.raises(UserError, match="other sizes or configurations"):
         demo.run(tmp_path, users=200)
 
