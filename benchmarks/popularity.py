@@ -2,8 +2,8 @@
 
     python benchmarks/popularity.py --events ${TFREC_DATA}/amazon-beauty/events.parquet
 
-The last event of each user is the test, the one before it validation; the user's earlier items are left out, ties count
-by their expectation. Needs none of tfrec, so it also checks `tfrec evaluate` on `popularity`. The last line of stdout is
+The last event of each user is the test, the one before it validation. Items of the history are left out, ties count by
+their expectation. Needs none of tfrec, so it also checks `tfrec evaluate` of `popularity`. The last line of stdout is
 one JSON document.
 """
 
