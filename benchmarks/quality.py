@@ -4,14 +4,16 @@
     python benchmarks/quality.py amazon_beauty --rows sasrec heterrec --table-only
 
 Each row is a configuration of configs/ with overrides, trained once a seed by `tfrec train` and judged by
-`tfrec evaluate` in processes of their own. Metrics are means over seeds; intervals resample users (95 %, percentile
-bootstrap) on the per-user means over seeds; differences are paired by user. The last line of stdout is one JSON
-document.
+`tfrec evaluate` in processes of their own. Rows of a peer are made by its script in an environment of its own
+(`uv venv .venv-peers && uv pip install -p .venv-peers -r benchmarks/requirements-peers.in`). Metrics are means over
+seeds; intervals resample users (95 %, percentile bootstrap) on the per-user means over seeds; differences are paired
+by user. The last line of stdout is one JSON document.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tfrec.config import load
+from tfrec.data import Dataset
 from tfrec.evaluation import Ranks, ranks_file
 from tfrec.metrics import bootstrap_interval, paired_bootstrap
 
@@ -37,6 +41,8 @@ class Row:
     seeds: int = 1
     overrides: tuple[str, ...] = ()
     against: str | None = None
+    peer: tuple[str, ...] = ()
+    """Arguments of `torch_sequence_models.py`, for a row that is trained by it and not by tfrec."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,12 @@ TABLES = {
     ),
     "movielens_1m": Table(
         ("recall@10", "recall@50", "recall@200", "ndcg@10", "ndcg@50", "ndcg@200"),
-        tuple(
-            Row(name, f"{name}_movielens_1m", overrides=() if name == "popularity" else ("training.epochs=10",))
-            for name in ("popularity", "sasrec", "hstu")
+        (
+            Row("popularity", "popularity_movielens_1m"),
+            Row("sasrec, PyTorch", "sasrec_movielens_1m", peer=("--model", "sasrec")),
+            Row("sasrec", "sasrec_movielens_1m", overrides=("training.epochs=10",), against="sasrec, PyTorch"),
+            Row("hstu, PyTorch", "hstu_movielens_1m", peer=("--model", "hstu", "--request-time")),
+            Row("hstu", "hstu_movielens_1m", overrides=("training.epochs=10",), against="hstu, PyTorch"),
         ),
     ),
 }
@@ -88,7 +97,7 @@ TABLES = {
 
 def run_directories(row: Row, runs: Path) -> list[Path]:
     """Where the runs of a row lie, one a seed."""
-    slug = row.name.replace("/", "").replace(" ", "_")
+    slug = re.sub(r"\W+", "_", row.name.replace("/", ""))
     return [runs / row.config / f"{slug}-seed{seed}" for seed in range(row.seeds)]
 
 
@@ -97,12 +106,35 @@ def make(row: Row, runs: Path) -> None:
     for seed, run in enumerate(run_directories(row, runs)):
         if ranks_file(run, "test").exists():
             continue
+        if row.peer:
+            make_peer(row, run, seed)
+            continue
         overrides = [f"--set={change}" for change in (*row.overrides, f"training.seed={seed}")]
         started = time.perf_counter()
         config = str(ROOT / "configs" / f"{row.config}.yaml")
         _tfrec("train", "--config", config, *overrides, "--out", str(run))
         _tfrec("evaluate", str(run))
         print(f"{row.name} seed {seed}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def make_peer(row: Row, run: Path, seed: int) -> None:
+    """Trains a row by the PyTorch script, and writes its ranks as `tfrec evaluate` writes those of a run."""
+    run.mkdir(parents=True, exist_ok=True)
+    config = load(ROOT / "configs" / f"{row.config}.yaml")
+    data = Path(config.data.recipe.path)
+    script = [str(ROOT / ".venv-peers/bin/python"), str(ROOT / "benchmarks/torch_sequence_models.py")]
+    arguments = ["--data", str(data), *row.peer, "--seed", str(seed), "--ranks", str(run / "peer.npz")]
+    subprocess.run([*script, *arguments], check=True, cwd=ROOT, stdout=sys.stderr)
+    histories = Dataset.open(ROOT / config.data.out).histories()
+    with np.load(run / "peer.npz") as peer:
+        rows = {user: index for index, user in enumerate(peer["user"])}
+        order = np.array([rows[user] for user in histories.user_ids])
+        users = np.arange(len(order), dtype=np.int32)
+        last = histories.columns["item"][histories.offsets[1:] - 1]
+        ranks = Ranks(users, peer["place"][order], last, peer["better"][order], peer["equal"][order])
+    if not np.array_equal(ranks.place, np.diff(histories.offsets) - 1):
+        raise SystemExit(f"{data}: its users have other numbers of events than those of {config.data.out}.")
+    ranks.write(ranks_file(run, "test"))
 
 
 def _tfrec(*arguments: str) -> None:
@@ -154,7 +186,9 @@ def differences(table: Table, chosen: list[Row], runs: Path, document: dict[str,
         if not seeds:
             continue
         values, users = values_of(row, seeds, runs, table.metrics)
-        base, _ = values_of(other, seeds, runs, table.metrics)
+        base, others = values_of(other, seeds, runs, table.metrics)
+        if not np.array_equal(users, others):
+            raise SystemExit(f"{row.name} and {other.name} were asked about different users; remove one's runs.")
         found = paired_bootstrap(values, base, users, samples=SAMPLES, seed=0)
         cells = [f"{mean:+.4f} [{low:+.4f}, {high:+.4f}] p {p:.3f}" for mean, low, high, p in found]
         document[row.name]["difference"] = dict(zip(table.metrics, found, strict=True))

@@ -6,7 +6,8 @@ of 128 users, the last event of each user held out, full catalogue, history remo
 
     python benchmarks/torch_sequence_models.py --data ${TFREC_DATA}/movielens-1m --model sasrec --epochs 10
 
-Prints one line an epoch; the last line of stdout is one JSON document.
+Prints one line an epoch; the last line of stdout is one JSON document. `--ranks FILE.npz` keeps the rank of every
+user's last movie, so that `benchmarks/quality.py movielens_1m` can pair it with ours.
 """
 
 import argparse
@@ -22,15 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everybody gives it
 
 
-def read_histories(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray], int]:
-    """Items (from 1) and times of each user in exact order, and the number of movies in the catalogue."""
+def read_histories(folder: Path) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], int]:
+    """Users, their items (from 1) and times in exact order, and the number of movies in the catalogue."""
     movies = [line.split("::")[0] for line in (folder / "movies.dat").read_text("latin-1").splitlines()]
     rows = {int(movie): row for row, movie in enumerate(movies, start=1)}
     events = pl.read_parquet(folder / "events.parquet").sort("user_id", "position")
     groups = events.group_by("user_id", maintain_order=True).agg("movie_id", "timestamp")
     items = [np.array([rows[int(movie)] for movie in user]) for user in groups["movie_id"]]
     times = [np.array(user, np.int64) for user in groups["timestamp"]]
-    return items, times, len(movies)
+    return groups["user_id"].to_numpy(), items, times, len(movies)
 
 
 def pad(rows: list[np.ndarray], length: int) -> Tensor:
@@ -129,10 +130,12 @@ def sampled_softmax(states: Tensor, targets: Tensor, table: nn.Embedding, negati
 
 
 @torch.no_grad()
-def evaluate(model: SequenceModel, items: list[np.ndarray], times: list[np.ndarray], args: argparse.Namespace) -> dict:
-    """Recall and ndcg of the last event over the full catalogue, the user's history removed."""
+def rank_last(
+    model: SequenceModel, items: list[np.ndarray], times: list[np.ndarray], args: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each user: how many movies score above the last one, how many others equal it; the history is left out."""
     model.eval()
-    ranks = []
+    better, equal = [], []
     table = F.normalize(model.items.weight, dim=-1, eps=1e-6)
     for start in range(0, len(items), 128):
         rows = items[start : start + 128]
@@ -149,12 +152,17 @@ def evaluate(model: SequenceModel, items: list[np.ndarray], times: list[np.ndarr
         for index, row in enumerate(rows):
             target = scores[index, row[-1]].clone()
             scores[index, torch.from_numpy(row[:-1])] = -torch.inf
-            ranks.append(int((scores[index] > target).sum()) + 1)
-    rank = np.array(ranks)
+            better.append(int((scores[index] > target).sum()))
+            equal.append(int((scores[index] == target).sum()) - 1)
+    return np.array(better, np.int32), np.array(equal, np.int32)
+
+
+def metrics_of(better: np.ndarray) -> dict[str, float]:
+    """Recall and ndcg of ranks that begin at 0."""
     report = {}
     for k in (10, 50, 200):
-        report[f"recall@{k}"] = float((rank <= k).mean())
-        report[f"ndcg@{k}"] = float(np.where(rank <= k, 1 / np.log2(rank + 1), 0).mean())
+        report[f"recall@{k}"] = float((better < k).mean())
+        report[f"ndcg@{k}"] = float(np.where(better < k, 1 / np.log2(better + 2), 0).mean())
     return report
 
 
@@ -171,9 +179,10 @@ def main() -> None:
     parser.add_argument("--negatives", type=int, default=128)
     parser.add_argument("--request-time", action="store_true", help="HSTU sees the time of the event that it predicts")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=Path, help="where the ranks of the last movies are written (.npz)")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    items, times, catalogue = read_histories(args.data)
+    users, items, times, catalogue = read_histories(args.data)
     model = SequenceModel(args.model, catalogue, args.length, args.dim, args.blocks, args.dropout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
     rows = pad([row[:-1] for row in items], args.length + 1)
@@ -194,10 +203,14 @@ def main() -> None:
             optimizer.step()
             losses.append(loss.item())
         seconds = time.perf_counter() - started
-        report = evaluate(model, items, times, args) if epoch % 5 == 0 or epoch == args.epochs else {}
+        report = metrics_of(rank_last(model, items, times, args)[0]) if epoch % 5 == 0 or epoch == args.epochs else {}
         history.append({"epoch": epoch, "loss": float(np.mean(losses)), "seconds": round(seconds, 1), **report})
         print(json.dumps(history[-1]), flush=True)
-    settings = {key: str(value) for key, value in vars(args).items() if key != "data"}
+    if args.ranks is not None:
+        better, equal = rank_last(model, items, times, args)
+        events = np.array([len(row) - 1 for row in items], np.int32)
+        np.savez(args.ranks, user=users.astype(str), place=events, better=better, equal=equal)
+    settings = {key: str(value) for key, value in vars(args).items() if key not in ("data", "ranks")}
     print(json.dumps({"peer": f"torch {torch.__version__}", **settings, "epochs_run": history, **report}))
 
 
