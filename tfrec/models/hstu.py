@@ -2,20 +2,12 @@
 
 from typing import Annotated, Any
 
+import keras
 from pydantic import Field
 
 from tfrec.layers.hstu_block import HSTUBlock
-from tfrec.models.encoders import (
-    ITEM_ID,
-    EventContext,
-    ItemEmbedder,
-    ItemFeatures,
-    SequenceEncoder,
-    SumItemEncoder,
-    UserFeatures,
-    has_time_bias,
-    item_table,
-)
+from tfrec.models.encoders import ITEM_ID, ItemFeatures, UserFeatures, has_time_bias
+from tfrec.models.sequence import sequence_model
 from tfrec.models.shells import RetrievalModel
 from tfrec.objectives import build_objective
 from tfrec.schema import Schema
@@ -78,50 +70,38 @@ def hstu(
     which the code adds only together with the time bias; event types and event features are added where the log has
     them.
     """
-    table = item_table(schema)
-    embedder = ItemEmbedder(
-        schema,
-        table,
-        embedding_dim,
-        item_features=item_features,
-        item_id_dropout=item_id_dropout,
-        name="embedder",
-    )
-    context = EventContext(schema, embedding_dim, event_types=event_types, user_features=user_features, name="context")
     with_time = has_time_bias(schema, time_bias)
-    blocks = [
-        HSTUBlock(
-            num_heads,
-            key_dim or max(embedding_dim // num_heads, 1),
-            value_dim or max(embedding_dim // num_heads, 1),
-            history_length + context.prefix_length,
-            position_bias=position_bias,
-            time_bias=with_time,
-            dropout=dropout,
-            concat_ua=concat_ua,
-            name=f"block_{index}",
-        )
-        for index in range(num_blocks)
-    ]
-    user_encoder = SequenceEncoder(
-        embedder,
-        context,
-        blocks,
+
+    def make_blocks(length: int) -> list[keras.layers.Layer]:
+        return [
+            HSTUBlock(
+                num_heads,
+                key_dim or max(embedding_dim // num_heads, 1),
+                value_dim or max(embedding_dim // num_heads, 1),
+                length,
+                position_bias=position_bias,
+                time_bias=with_time,
+                dropout=dropout,
+                concat_ua=concat_ua,
+                name=f"block_{index}",
+            )
+            for index in range(num_blocks)
+        ]
+
+    return sequence_model(
+        "hstu",
+        schema,
+        make_blocks,
+        objective or build_objective(OBJECTIVE),
         history_length=history_length,
         embedding_dim=embedding_dim,
         time_bias=with_time,
         position_embedding=position_embedding,
         dropout=dropout,
         normalize=normalize,
-        name="user_encoder",
-    )
-    return RetrievalModel(
-        user_encoder,
-        SumItemEncoder(embedder, normalize=normalize, name="item_encoder"),
-        objective or build_objective(OBJECTIVE),
-        item_table=table,
-        history_length=history_length,
-        embedding_dim=embedding_dim,
+        item_features=item_features,
+        item_id_dropout=item_id_dropout,
+        user_features=user_features,
+        event_types=event_types,
         request_time=request_time,
-        name="hstu",
     )

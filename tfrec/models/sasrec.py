@@ -2,19 +2,12 @@
 
 from typing import Annotated, Any
 
+import keras
 from pydantic import Field
 
 from tfrec.layers.causal_transformer_block import CausalTransformerBlock
-from tfrec.models.encoders import (
-    ITEM_ID,
-    EventContext,
-    ItemEmbedder,
-    ItemFeatures,
-    SequenceEncoder,
-    SumItemEncoder,
-    UserFeatures,
-    item_table,
-)
+from tfrec.models.encoders import ITEM_ID, ItemFeatures, UserFeatures
+from tfrec.models.sequence import sequence_model
 from tfrec.models.shells import RetrievalModel
 from tfrec.objectives import build_objective
 from tfrec.schema import Schema
@@ -69,47 +62,35 @@ def sasrec(
     Differs from the paper: in what Meta changed (cosine, sampled softmax, no norm after the last block); event types
     and event features are added where the log has them.
     """
-    table = item_table(schema)
-    embedder = ItemEmbedder(
+
+    def make_blocks(length: int) -> list[keras.layers.Layer]:
+        return [
+            CausalTransformerBlock(
+                num_heads,
+                intermediate_dim or embedding_dim,
+                norm_first=True,
+                activation=activation,
+                dropout=dropout,
+                attention_dropout=dropout,
+                name=f"block_{index}",
+            )
+            for index in range(num_blocks)
+        ]
+
+    return sequence_model(
+        "sasrec",
         schema,
-        table,
-        embedding_dim,
-        item_features=item_features,
-        item_id_dropout=item_id_dropout,
-        name="embedder",
-    )
-    context = EventContext(schema, embedding_dim, event_types=event_types, user_features=user_features, name="context")
-    blocks = [
-        CausalTransformerBlock(
-            num_heads,
-            intermediate_dim or embedding_dim,
-            norm_first=True,
-            activation=activation,
-            dropout=dropout,
-            attention_dropout=dropout,
-            name=f"block_{index}",
-        )
-        for index in range(num_blocks)
-    ]
-    user_encoder = SequenceEncoder(
-        embedder,
-        context,
-        blocks,
+        make_blocks,
+        objective or build_objective(OBJECTIVE),
         history_length=history_length,
         embedding_dim=embedding_dim,
         time_bias=False,
         position_embedding=position_embedding,
         dropout=dropout,
         normalize=normalize,
-        name="user_encoder",
-    )
-    return RetrievalModel(
-        user_encoder,
-        SumItemEncoder(embedder, normalize=normalize, name="item_encoder"),
-        objective or build_objective(OBJECTIVE),
-        item_table=table,
-        history_length=history_length,
-        embedding_dim=embedding_dim,
+        item_features=item_features,
+        item_id_dropout=item_id_dropout,
+        user_features=user_features,
+        event_types=event_types,
         request_time=request_time,
-        name="sasrec",
     )
