@@ -21,7 +21,7 @@ resolved configuration, every default spelt out, is saved as `config.yaml` in ea
 
 Numbers, booleans, texts and lists are not taken for one another: `epochs: "3"` and `files: x.csv` are errors.
 
-This page is generated from the docstrings of `tfrec/config.py` by `make docs`.
+This page is generated from the docstrings of `tfrec/config.py` and `tfrec/features.py` by `make docs`.
 """
 
 

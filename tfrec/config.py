@@ -11,42 +11,23 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from tfrec.errors import UsageError
-from tfrec.schema import NAME_PATTERN, Kind, Label, Split
-from tfrec.strict import read_yaml, type_problem
+from tfrec.features import FeatureConfig as FeatureConfig
+from tfrec.features import Features
+from tfrec.features import ItemIds as ItemIds
+from tfrec.schema import Label, Split
+from tfrec.strict import Section as Section
+from tfrec.strict import read_yaml
 from tfrec.strict import suggest as suggest
 
 CONFIG = "config.yaml"
 _MAX_BYTES = 1 << 20
 TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso")
-
-
-class Section(BaseModel):
-    """A part of the configuration: strict, frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _of_its_type(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML knows numbers, booleans, texts and lists: none is taken for another."""
-        annotation = cls.model_fields[info.field_name].annotation if info.field_name else Any
-        if problem := type_problem(value, annotation):
-            raise ValueError(problem)
-        return value
 
 
 class Source(Section):
@@ -62,7 +43,7 @@ class Source(Section):
     """Encoding of a CSV, by a name that Python knows."""
     header: tuple[str, ...] | None = None
     """Column names of a CSV that has no header line."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field({})
     """Role -> column in the files. Roles of events: user_id, item_id, time, order, event_type, session. Of items:
     item_id. Of users: user_id. Of impressions: user_id, item_id, time, position, request. A role left out means the
     column of the same name where the files have one."""
@@ -103,9 +84,9 @@ class Filters(Section):
     """Events of items with fewer events are dropped."""
     k_core: int | None = Field(None, ge=2)
     """Repeat both filters with this number until nothing more falls."""
-    exclude: dict[str, str] = {}
+    exclude: dict[str, str] = Field({})
     """Column -> regular expression: rows whose column matches are filtered (`InvoiceNo: ^C`)."""
-    require: dict[str, str] = {}
+    require: dict[str, str] = Field({})
     """Column -> comparison that a row must pass (`Quantity: "> 0"`)."""
 
 
@@ -116,7 +97,7 @@ class Recipe(Section):
     """movielens, amazon_s3rec, online_retail, shop."""
     path: str | None = None
     """Folder or file of the published data."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
     """Options of the recipe (sizes of the made-up shop, ...)."""
 
 
@@ -156,96 +137,6 @@ class Histories(Section):
     """Events kept at most a user, the latest."""
     session_gap_seconds: int = Field(1800, ge=1)
     """Inactivity that ends a session, where the log has no session id."""
-
-
-class FeatureConfig(Section):
-    """One feature of items, users or events."""
-
-    name: str = Field(pattern=NAME_PATTERN)
-    """Its name in the schema: letters, digits and _, a letter first, at most 64; files are called by it."""
-    kind: Kind
-    """categorical, numerical, multimodal (a ready-made vector) or text."""
-    column: str | None = None
-    """The raw column; by default the one called `name`."""
-    multivalued: bool = False
-    """A cell holds several values (categorical)."""
-    separator: str | None = Field(None, min_length=1)
-    """Separates the values in a text cell (multi-valued); None where the column holds lists."""
-    max_values: int = Field(8, ge=1)
-    """Values kept at most (multi-valued)."""
-    min_count: int = Field(1, ge=1)
-    """Values seen less often become unknown (categorical)."""
-    max_size: int = Field(1_000_000, ge=1)
-    """Values kept at most, the most frequent (categorical)."""
-    bins: int = Field(32, ge=2)
-    """Quantile bins (numerical)."""
-    dim: int = Field(64, ge=2)
-    """Width of the vector: of the TF-IDF + SVD text vector, or of the ready-made one (0-padded widths are errors)."""
-    groups: int = Field(8, ge=1)
-    """Groups Z of the quantiser (multimodal, text)."""
-    dims_per_group: int = Field(2, ge=1)
-    """Dimensions of a group after the rotation."""
-    quantiles: int = Field(8, ge=2)
-    """Quantiles q of each dimension; q ** dims_per_group is at most 4,096."""
-    keep_vectors: bool = False
-    """Store the vectors beside the codes (multimodal, text)."""
-
-    @property
-    def is_vector(self) -> bool:
-        """A vector that is quantised."""
-        return self.kind in ("multimodal", "text")
-
-    @model_validator(mode="after")
-    def _options_fit(self) -> Self:
-        for option, fits, what in (
-            ("multivalued", self.kind == "categorical", "of kind categorical"),
-            ("min_count", self.kind == "categorical", "of kind categorical"),
-            ("max_size", self.kind == "categorical", "of kind categorical"),
-            ("separator", self.multivalued, "with `multivalued: true`"),
-            ("max_values", self.multivalued, "with `multivalued: true`"),
-            ("bins", self.kind == "numerical", "of kind numerical"),
-            ("dim", self.is_vector, "of kind multimodal or text"),
-            ("groups", self.is_vector, "of kind multimodal or text"),
-            ("dims_per_group", self.is_vector, "of kind multimodal or text"),
-            ("quantiles", self.is_vector, "of kind multimodal or text"),
-            ("keep_vectors", self.is_vector, "of kind multimodal or text"),
-        ):  # a saved configuration spells out every default, which says nothing
-            if not fits and getattr(self, option) != type(self).model_fields[option].default:
-                raise ValueError(f"`{option}` is an option of features {what} alone; {self.name} is {self.kind}")
-        if self.is_vector:
-            if self.quantiles**self.dims_per_group > 4096:
-                raise ValueError("`quantiles` ** `dims_per_group` must be at most 4096")
-            if self.groups * self.dims_per_group > self.dim:
-                raise ValueError("`groups` * `dims_per_group` must be at most `dim`")
-        return self
-
-
-class ItemIds(Section):
-    """The vocabulary of item ids."""
-
-    min_count: int = Field(0, ge=0)
-    """Items with fewer training events become unknown and leave the catalogue; 0 keeps all, items never seen too."""
-    max_size: int = Field(50_000_000, ge=1)
-    """Items kept at most."""
-
-
-class Features(Section):
-    """What is known of items, users and events beside their ids."""
-
-    item_id: ItemIds = ItemIds()
-    """The vocabulary of item ids."""
-    items: tuple[FeatureConfig, ...] = ()
-    """Features of items, from the items file."""
-    users: tuple[FeatureConfig, ...] = ()
-    """Features of users, from the users file (categorical, numerical)."""
-    events: tuple[FeatureConfig, ...] = ()
-    """Features of events, from the events file (categorical, numerical)."""
-    display: tuple[str, ...] = ()
-    """Columns of the items file stored as text for people; the first names an item."""
-    request_time: bool = False
-    """Each position sees the time of the event that it predicts, instead of its own event's."""
-    fit_sample: int = Field(200_000, ge=1000)
-    """Rows that bins, text and quantisers are fitted on at most (a bottom-k sample by hash)."""
 
 
 class Training(Section):
@@ -336,7 +227,7 @@ class Config(Section):
     """Each user's events."""
     features: Features = Features()
     """Features beside the ids."""
-    model: dict[str, Any] = {"name": "heterrec"}
+    model: dict[str, Any] = Field({"name": "heterrec"})
     """`name` (of tfrec.models.MODELS, or module:function) and the builder's keyword arguments."""
     objective: dict[str, Any] | None = None
     """`name` (of tfrec.objectives.OBJECTIVES) and its keyword arguments; None = the paper's."""

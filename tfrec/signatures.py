@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tfrec.graph import FeatureCoder, HistoryEncoder, VocabularyCoder
+from tfrec.coders import FeatureCoder, VocabularyCoder
+from tfrec.graph import HistoryEncoder
 from tfrec.index import Search
 from tfrec.layers.item_table import ItemTable
 from tfrec.models.shells import RetrievalModel

@@ -1,4 +1,4 @@
-"""What a strict YAML file is: no key twice, no value taken for one of another type, a hint for a misspelt word."""
+"""What a strict YAML file is: no key twice, no unknown key, no value taken for one of another type, hints."""
 
 import difflib
 import types
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
@@ -62,3 +63,18 @@ def type_problem(value: Any, annotation: Any) -> str | None:
     if int in choices and float not in choices and isinstance(value, str | float):
         return "must be a whole number"
     return None
+
+
+class Section(BaseModel):
+    """A part of the configuration: strict, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_type(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML knows numbers, booleans, texts and lists: none is taken for another."""
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else Any
+        if problem := type_problem(value, annotation):
+            raise ValueError(problem)
+        return value

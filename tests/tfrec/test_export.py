@@ -15,10 +15,11 @@ import tensorflow as tf
 from tests.datasets import TIME_ORIGIN
 from tests.exports import LENGTH, K, answer, make_run, raw_items, strings, users
 from tfrec import parity, publishing
+from tfrec.coders import VocabularyCoder
 from tfrec.errors import UserError
 from tfrec.evaluation import evaluate, recommend
 from tfrec.export import check_recall, export
-from tfrec.graph import HistoryEncoder, VocabularyCoder
+from tfrec.graph import HistoryEncoder
 from tfrec.manifest import published, verify
 from tfrec.runs import build_model
 from tfrec.stock_loader import LoaderError, Request, ask, scann_library

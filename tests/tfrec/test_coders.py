@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tfrec.coders import FeatureCoder, VocabularyCoder, coder
+from tfrec.schema import Feature
+from tfrec.transforms import Bins, GroupQuantiles, Vocabulary, write_arrays, write_values
+
+NASTY = [
+    "",
+    "a",
+    "A",
+    "a ",
+    "\\",
+    "\\n",
+    "\n",
+    "\t",
+    "\r",
+    "\r\n",
+    "a\tb\\",
+    "\\\\t",
+    "\0",
+    "\u2028",
+    "\x85",
+    "é",
+    "日本",
+    "🎈",
+    "x" * 5000,
+]
+TEXT = st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_categories=["Cs"]), max_size=6))
+SETTINGS = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def vocabulary(directory, values):
+    write_values(directory / "vocabularies/v.txt", values)
+    return Vocabulary(file="vocabularies/v.txt", size=len(values) + 2)
+
+
+@SETTINGS
+@given(values=st.lists(TEXT.filter(bool), unique=True, max_size=8), asked=st.lists(TEXT, max_size=12))
+def test_vocabulary_coder_equals_a_dictionary(tmp_path_factory, values, asked):
+    directory = tmp_path_factory.mktemp("vocabulary")
+    look_up = VocabularyCoder(vocabulary(directory, values), directory)
+    expected = [values.index(one) + 2 if one in values else 1 for one in asked + values]
+    assert look_up(tf.constant(asked + values, tf.string, [len(expected)])).numpy().tolist() == expected
+
+
+def test_vocabulary_coder_matches_the_transform_on_all_nasty_values(tmp_path):
+    transform = vocabulary(tmp_path, [value for value in NASTY[::2] if value])
+    got = VocabularyCoder(transform, tmp_path)(tf.constant(NASTY)).numpy()
+    np.testing.assert_array_equal(got, transform.encode(NASTY, tmp_path))
+    assert (got > 1).sum() == len([value for value in NASTY[::2] if value])
+
+
+@pytest.mark.parametrize("values", [["a", "at", "tb", "n"], ["a", "a\tb"]])
+def test_values_are_escaped_where_the_vocabulary_has_escapes(tmp_path, values):
+    look_up = VocabularyCoder(vocabulary(tmp_path, values), tmp_path)
+    asked = [*values, "a\tb", "a\\tb", "a\n", "\n", "a\r", "a\\"]
+    expected = [values.index(one) + 2 if one in values else 1 for one in asked]
+    assert look_up(tf.constant(asked)).numpy().tolist() == expected
+    graph = tf.function(look_up).get_concrete_function(tf.TensorSpec([None], tf.string)).graph
+    rewrites = sum("Regex" in operation.type for operation in graph.get_operations())
+    assert rewrites == (4 if any("\t" in one for one in values) else 0)
+
+
+# TensorFlow takes subnormal numbers (below 1e-307) for zero.
+FLOATS = st.floats(allow_subnormal=False)
+
+
+@SETTINGS
+@given(
+    boundaries=st.lists(FLOATS.filter(np.isfinite), unique=True, max_size=6),
+    asked=st.lists(FLOATS),
+)
+def test_bins_coder_equals_counting_the_boundaries_below(boundaries, asked):
+    boundaries = sorted({*boundaries, 0.0, 9.99})
+    nasty = [-0.0, np.nan, np.inf, -np.inf, 1e308, np.nextafter(9.99, 0), np.nextafter(9.99, 99)]
+    values = [*asked, *boundaries, *nasty]
+    got = coder(_feature(Bins(boundaries=tuple(boundaries))), None)(tf.constant(values, tf.float64)).numpy()
+    expected = [1 if np.isnan(value) else 2 + sum(value >= boundary for boundary in boundaries) for value in values]
+    assert got.tolist() == expected
+    np.testing.assert_array_equal(got, Bins(boundaries=tuple(boundaries)).encode(values))
+
+
+def _feature(transform, **more):
+    return Feature(name="f", side="item", kind="categorical", column="f", transform=transform, **more)
+
+
+@SETTINGS
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-30, 1.0, 1e30]))
+def test_group_quantiles_coder_equals_the_transform(tmp_path_factory, seed, scale):
+    directory = tmp_path_factory.mktemp("quantiser")
+    rng = np.random.default_rng(seed)
+    transform = GroupQuantiles(file="q.npz", groups=3, dims_per_group=2, quantiles=4, input_dim=9)
+    arrays = {
+        "mean": rng.normal(size=9),
+        "rotation": rng.normal(size=(9, 6)),
+        "edges": np.sort(rng.normal(size=(6, 3)), axis=1),
+    }
+    write_arrays(directory / "q.npz", {name: array.astype(np.float32) for name, array in arrays.items()})
+    vectors = (rng.normal(size=(40, 9)) * scale).astype(np.float32)
+    vectors[3, 4], vectors[5], vectors[6, 0], vectors[7] = np.nan, 0.0, np.inf, 3e38
+    with np.errstate(invalid="ignore"):
+        expected = transform.encode(vectors, directory)
+    got = coder(_feature(transform, num_codes=3), directory)(tf.constant(vectors)).numpy()
+    np.testing.assert_array_equal(got, expected)
+    assert got[3].tolist() == [1, 1, 1]
+
+
+def test_group_quantiles_coder_on_figures_by_hand(tmp_path):
+    transform = GroupQuantiles(file="q.npz", groups=1, dims_per_group=2, quantiles=3, input_dim=2)
+    edges = np.array([[-1, 1], [0, 2]], np.float32)
+    write_arrays(
+        tmp_path / "q.npz", {"mean": np.ones(2, np.float32), "rotation": np.eye(2, dtype=np.float32), "edges": edges}
+    )
+    vectors = tf.constant([[0.0, 0.0], [1.0, 1.0], [2.0, 3.0], [9.0, 9.0]])
+    # centred: (-1, -1), (0, 0), (1, 2), (8, 8); bins (an edge belongs to the bin above): (1, 0), (1, 1), (2, 2), (2, 2)
+    assert coder(_feature(transform), tmp_path)(vectors).numpy().ravel().tolist() == [3, 6, 10, 10]
+
+
+def test_multivalued_coder_skips_blanks_and_pads(tmp_path):
+    feature = _feature(vocabulary(tmp_path, ["a", "b", "c"]), multivalued=True, num_codes=3)
+    encode = FeatureCoder(feature, tmp_path)
+    rows = tf.constant([["", "b", "a"], ["zz", "a", ""], [""] * 3, ["c", "b", "a"], ["", "", "c"]])
+    assert encode(rows).numpy().tolist() == [[3, 2, 0], [1, 2, 0], [1, 0, 0], [4, 3, 2], [4, 0, 0]]
+    assert encode(tf.zeros([0, 3], tf.string)).numpy().tolist() == []
+    assert encode(tf.constant([[["b", "", ""], [""] * 3]])).numpy().tolist() == [[[3, 0, 0], [1, 0, 0]]]
+
+
+@pytest.mark.parametrize("width", [0, 2, 4])
+def test_multivalued_input_has_a_fixed_width(tmp_path, width):
+    feature = _feature(vocabulary(tmp_path, ["a", "b", "c"]), multivalued=True, num_codes=3)
+    encode = FeatureCoder(feature, tmp_path)
+    assert encode.signature("f").shape.as_list() == [None, 3]
+    assert encode.signature("f", events=True).shape.as_list() == [None, None, 3]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="f: give 3 values, padded with empty strings"):
+        encode(tf.fill([2, width], "a"))

@@ -1,0 +1,179 @@
+"""Raw values to codes as TensorFlow ops, of new items and users in an exported model.
+
+Every coder gives the codes that the NumPy transform of `tfrec.transforms` gives for the same value. Importing this
+module imports TensorFlow.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrec.schema import Feature
+from tfrec.transforms import FIRST_VALUE, PADDING, UNKNOWN, Bins, GroupQuantiles, Vocabulary
+
+Tensor = Any
+_ESCAPED = ((r"\\", r"\\\\"), ("\n", r"\\n"), ("\r", r"\\r"), ("\t", r"\\t"))  # patterns and rewrites of RE2
+
+
+class VocabularyCoder(tf.Module):
+    """Strings of any shape to int32 codes; the empty string is unknown.
+
+    The table is read from the vocabulary file, which becomes an asset of the SavedModel. Its lines are escaped, so
+    the graph escapes what it looks up; where no line holds an escape, a value that needs one is unknown either way
+    and the graph looks up values as they are.
+
+    Args:
+        transform: the vocabulary.
+        directory: of the dataset.
+    """
+
+    def __init__(self, transform: Vocabulary, directory: Path) -> None:
+        super().__init__()
+        self.table = None
+        self.holds_escapes = False
+        if transform.size > FIRST_VALUE:
+            self.holds_escapes = b"\\" in (directory / transform.file).read_bytes()
+            # A path given as a string becomes an asset through a tracked variable that tf.lookup makes itself.
+            lines = tf.lookup.TextFileInitializer(
+                str(directory / transform.file),
+                tf.string,
+                tf.lookup.TextFileIndex.WHOLE_LINE,
+                tf.int64,
+                tf.lookup.TextFileIndex.LINE_NUMBER,
+                value_index_offset=FIRST_VALUE,
+            )
+            self.table = tf.lookup.StaticHashTable(lines, UNKNOWN)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Codes of the same shape."""
+        if self.table is None:
+            return tf.fill(tf.shape(values), UNKNOWN)
+        escaped = values
+        for pattern, rewrite in _ESCAPED if self.holds_escapes else ():
+            escaped = tf.strings.regex_replace(escaped, pattern, rewrite)
+        codes = tf.cast(self.table.lookup(escaped), tf.int32)
+        return tf.where(values == "", UNKNOWN, codes)
+
+
+class BinsCoder(tf.Module):
+    """Numbers of any shape to int32 codes; NaN is missing.
+
+    They are float64 as in the dataset's job: a boundary is often a price that many items have, and 9.99 in float32
+    lies on the other side of it.
+
+    Args:
+        transform: the bins.
+    """
+
+    def __init__(self, transform: Bins) -> None:
+        super().__init__()
+        self.boundaries = np.array(transform.boundaries, np.float64)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Codes of the same shape."""
+        values = tf.cast(values, tf.float64)
+        bins = tf.searchsorted(self.boundaries, tf.reshape(values, [-1]), side="right")
+        return tf.where(tf.math.is_nan(values), UNKNOWN, tf.reshape(bins, tf.shape(values)) + FIRST_VALUE)
+
+
+class GroupQuantilesCoder(tf.Module):
+    """Vectors `(N, input_dim)` to int32 codes `(N, groups)`; a vector that holds a NaN is missing.
+
+    Args:
+        transform: the quantiser.
+        directory: of the dataset.
+    """
+
+    def __init__(self, transform: GroupQuantiles, directory: Path) -> None:
+        super().__init__()
+        self.transform = transform
+        fitted = transform.arrays(directory)
+        self.mean = tf.Variable(fitted["mean"].astype(np.float64), trainable=False, name="mean")
+        self.rotation = tf.Variable(fitted["rotation"].astype(np.float64), trainable=False, name="rotation")
+        self.edges = tf.Variable(fitted["edges"].astype(np.float64), trainable=False, name="edges")
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Codes `(N, groups)`."""
+        transform = self.transform
+        missing = tf.reduce_any(tf.math.is_nan(vectors), axis=1, keepdims=True)
+        present = tf.cast(tf.where(missing, tf.zeros_like(vectors), vectors), tf.float64)
+        rotated = tf.matmul(present - self.mean, self.rotation)
+        bins = tf.transpose(tf.searchsorted(self.edges, tf.transpose(rotated), side="right"))
+        bins = tf.reshape(bins, [-1, transform.groups, transform.dims_per_group])
+        weights = transform.quantiles ** np.arange(transform.dims_per_group, dtype=np.int32)
+        codes = tf.reduce_sum(bins * weights, axis=2) + FIRST_VALUE
+        return tf.where(missing, UNKNOWN, codes)
+
+
+Coder = VocabularyCoder | BinsCoder | GroupQuantilesCoder
+
+
+def coder(feature: Feature, directory: Path) -> Coder:
+    """The coder of a feature's transform.
+
+    Args:
+        feature: of the schema.
+        directory: of the dataset.
+    """
+    match feature.transform:
+        case Vocabulary():
+            return VocabularyCoder(feature.transform, directory)
+        case Bins():
+            return BinsCoder(feature.transform)
+        case GroupQuantiles():
+            return GroupQuantilesCoder(feature.transform, directory)
+
+
+class FeatureCoder(tf.Module):
+    """Raw values of one feature to its code columns `(..., num_codes)`.
+
+    Raw values are strings `(...)` (categorical), strings `(..., num_codes)` padded with "" (multi-valued), float64
+    `(...)` (numerical, NaN = missing), or float32 vectors `(N, input_dim)` (multimodal, and text after its encoder).
+
+    Args:
+        feature: of the schema.
+        directory: of the dataset.
+    """
+
+    def __init__(self, feature: Feature, directory: Path) -> None:
+        super().__init__()
+        self.feature = feature
+        self.coder = coder(feature, directory)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Codes `(..., num_codes)`."""
+        if isinstance(self.coder, GroupQuantilesCoder):
+            return self.coder(values)
+        if not self.feature.multivalued:
+            return self.coder(values)[..., None]
+        width = self.feature.num_codes
+        # A session does not compare what it is fed with the signature.
+        rule = f"{self.feature.name}: give {width} values, padded with empty strings."
+        with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(values)[-1], width, rule)]):
+            values = tf.identity(values)
+        return _packed(self.coder(values), values != "", width)
+
+    def signature(self, name: str, *, events: bool = False) -> tf.TensorSpec:
+        """The input that takes this feature's raw values: `(B,)`, or `(B, T)` for those of events.
+
+        The values of a multi-valued feature have a fixed number of places: a server that pads the requests of one
+        batch to one width would repeat the first value of a request, which cannot be told from a value.
+        """
+        shape: list[int | None] = [None, None] if events else [None]
+        if isinstance(self.coder, GroupQuantilesCoder):
+            return tf.TensorSpec([*shape, self.feature.vector_dim], tf.float32, name)
+        if isinstance(self.coder, BinsCoder):
+            return tf.TensorSpec(shape, tf.float64, name)
+        return tf.TensorSpec([*shape, self.feature.num_codes] if self.feature.multivalued else shape, tf.string, name)
+
+
+def _packed(codes: Tensor, present: Tensor, width: int) -> Tensor:
+    """The first `width` present codes, padded with 0; a row without any is (1, 0, ...): missing."""
+    order = tf.argsort(tf.cast(~present, tf.int32), axis=-1, stable=True)
+    packed = tf.gather(tf.where(present, codes, PADDING), order, batch_dims=codes.shape.rank - 1)
+    padding = [[0, 0]] * (codes.shape.rank - 1) + [[0, width]]
+    packed = tf.pad(packed, padding)[..., :width]
+    missing = np.array([UNKNOWN] + [PADDING] * (width - 1), np.int32)
+    return tf.where(tf.reduce_any(present, axis=-1, keepdims=True), packed, missing)
