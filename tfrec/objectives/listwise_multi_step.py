@@ -7,16 +7,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfrec.objectives.item_softmax import ItemSoftmax, Tensor, check_count, sampling_options
-from tfrec.objectives.multi_step import NEGATIVES, add_log_temperature, step_losses, step_metric_names
+from tfrec.objectives.item_softmax import Tensor, check_count
+from tfrec.objectives.multi_step import MultiStep, step_losses, step_metric_names
 from tfrec.objectives.negatives import draw_targets
-from tfrec.objectives.packing import Batch, pack_positions
+from tfrec.objectives.packing import Batch
 from tfrec.objectives.step_projections import StepProjections
 from tfrec.objectives.token_softmax import token_loss
 
 
 @keras.saving.register_keras_serializable(package="tfrec")
-class ListwiseMultiStep(keras.layers.Layer):
+class ListwiseMultiStep(MultiStep):
     """Multi-step prediction in which a later step counts only while the step before is the more certain one.
 
     `loss = sum over i of mean over (row, t) of gate_i * -log softmax(l_i) + token_weight * (the same over each token
@@ -57,6 +57,8 @@ class ListwiseMultiStep(keras.layers.Layer):
     state alone leaves the encoder.
     """
 
+    option_names = (*MultiStep.option_names, "margin", "token_weight", "num_token_negatives")
+
     def __init__(
         self,
         *,
@@ -71,28 +73,25 @@ class ListwiseMultiStep(keras.layers.Layer):
         normalize: bool = True,
         log_q: bool | None = None,
         null_logit: bool | None = None,
-        dtype: Any = "float32",
         **kwargs: Any,
     ) -> None:
-        super().__init__(dtype=dtype, **kwargs)
-        check_count("num_steps", num_steps)
         check_count("num_token_negatives", num_token_negatives)
         _check_not_negative("margin", margin)
         _check_not_negative("token_weight", token_weight)
-        self.num_steps = num_steps
+        super().__init__(
+            num_steps=num_steps,
+            negatives=negatives,
+            num_negatives=num_negatives,
+            temperature=temperature,
+            learn_temperature=learn_temperature,
+            normalize=normalize,
+            log_q=log_q,
+            null_logit=null_logit,
+            **kwargs,
+        )
         self.margin = margin
         self.token_weight = token_weight
-        self.negatives = negatives
-        self.num_negatives = num_negatives
         self.num_token_negatives = num_token_negatives
-        self.temperature = temperature
-        self.learn_temperature = learn_temperature
-        self.normalize = normalize
-        self.log_q = log_q
-        self.null_logit = null_logit
-        options = sampling_options(negatives, NEGATIVES, log_q=log_q, null_logit=null_logit)
-        self._softmax = ItemSoftmax(negatives, num_negatives=num_negatives, temperature=temperature, **options)
-        self._projections = StepProjections(num_steps, first=False, normalize=normalize, name="steps")
         self._token_projections = None
         if token_weight:
             self._token_projections = StepProjections(num_steps, first=True, normalize=True, name="token_steps")
@@ -105,29 +104,24 @@ class ListwiseMultiStep(keras.layers.Layer):
             return names
         return [*names, "token_loss", *(f"token_gate_open_{step}" for step in range(2, self.num_steps + 1))]
 
-    def set_counts(self, target_count: np.ndarray) -> None:
-        """Tells how often each item of the catalogue is a target in training, `(V,)`."""
-        self._softmax.negatives.set_counts(target_count)
-
     def prepare(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """Adds packed positions, targets and negatives (host side, NumPy)."""
-        prepared = {**batch, **self._softmax.prepare(batch, pack_positions(batch, self.num_steps), rng)}
+        prepared = super().prepare(batch, rng)
         if self.token_weight:
             prepared["token_negative_item"] = draw_targets(batch, self.num_token_negatives, rng)
         return prepared
 
     def build(self, user_shape: Any = None, batch_shape: Any = None) -> None:
         """Creates the steps' matrices, and the temperature where it is learnt."""
-        self._projections.build((None, user_shape["state"][-1]))
-        if self._token_projections is not None:
-            if "token" not in user_shape:
-                raise ValueError(
-                    "`token_weight` must be 0 for a user encoder that has no tokens. "
-                    f"Received: token_weight={self.token_weight}."
-                )
-            self._token_projections.build((None, *user_shape["token"][-2:]))
-        self._log_temperature = add_log_temperature(self) if self.learn_temperature else None
-        self.built = True
+        super().build(user_shape, batch_shape)
+        if self._token_projections is None:
+            return
+        if "token" not in user_shape:
+            raise ValueError(
+                "`token_weight` must be 0 for a user encoder that has no tokens. "
+                f"Received: token_weight={self.token_weight}."
+            )
+        self._token_projections.build((None, *user_shape["token"][-2:]))
 
     def call(
         self, user: dict[str, Tensor], items: Any = None, batch: Any = None, training: bool | None = None
@@ -158,12 +152,6 @@ class ListwiseMultiStep(keras.layers.Layer):
             null_logit=self._softmax.null_logit,
         )
         return loss + self.token_weight * metrics["token_loss"], {**metrics, **token_metrics}
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        names = ("num_steps", "margin", "token_weight", "negatives", "num_negatives", "num_token_negatives")
-        more = ("temperature", "learn_temperature", "normalize", "log_q", "null_logit")
-        return {**super().get_config(), **{name: getattr(self, name) for name in (*names, *more)}}
 
 
 def _check_not_negative(argument: str, value: float) -> None:

@@ -1,7 +1,7 @@
 """Multi-step prediction: each position predicts the next events, not the next one alone."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ from tfrec.objectives.item_softmax import (
     pack_states,
     sampling_options,
 )
-from tfrec.objectives.packing import Batch, pack_positions
+from tfrec.objectives.objective import Objective
 from tfrec.objectives.step_projections import StepProjections
 
 LEAST_TEMPERATURE = 0.01
@@ -25,7 +25,7 @@ NEGATIVES = ("in_batch", "same_step", "uniform", "mixed", "full")
 
 
 @keras.saving.register_keras_serializable(package="tfrec")
-class MultiStep(keras.layers.Layer):
+class MultiStep(Objective):
     """The sum over steps i = 1..S of the mean cross entropy of the event i places ahead.
 
     `loss = sum over i of mean over (row, t) of -log softmax(MLP_i(u_t) . v_{t+i} / tau)`. MLP_1 belongs to the user
@@ -53,6 +53,17 @@ class MultiStep(keras.layers.Layer):
     MLP_i(u), since that state alone leaves the encoder.
     """
 
+    option_names: ClassVar[tuple[str, ...]] = (
+        "num_steps",
+        "negatives",
+        "num_negatives",
+        "temperature",
+        "learn_temperature",
+        "normalize",
+        "log_q",
+        "null_logit",
+    )
+
     def __init__(
         self,
         *,
@@ -64,12 +75,12 @@ class MultiStep(keras.layers.Layer):
         normalize: bool = True,
         log_q: bool | None = None,
         null_logit: bool | None = None,
-        dtype: Any = "float32",
         **kwargs: Any,
     ) -> None:
-        super().__init__(dtype=dtype, **kwargs)
         check_count("num_steps", num_steps)
-        self.num_steps = num_steps
+        options = sampling_options(negatives, NEGATIVES, log_q=log_q, null_logit=null_logit)
+        softmax = ItemSoftmax(negatives, num_negatives=num_negatives, temperature=temperature, **options)
+        super().__init__(softmax, num_steps, **kwargs)
         self.negatives = negatives
         self.num_negatives = num_negatives
         self.temperature = temperature
@@ -77,22 +88,12 @@ class MultiStep(keras.layers.Layer):
         self.normalize = normalize
         self.log_q = log_q
         self.null_logit = null_logit
-        options = sampling_options(negatives, NEGATIVES, log_q=log_q, null_logit=null_logit)
-        self._softmax = ItemSoftmax(negatives, num_negatives=num_negatives, temperature=temperature, **options)
         self._projections = StepProjections(num_steps, first=False, normalize=normalize, name="steps")
 
     @property
     def metric_names(self) -> list[str]:
         """Names of the metrics that `call` returns."""
         return step_metric_names(self._softmax, self.num_steps, gated=False)
-
-    def set_counts(self, target_count: np.ndarray) -> None:
-        """Tells how often each item of the catalogue is a target in training, `(V,)`."""
-        self._softmax.negatives.set_counts(target_count)
-
-    def prepare(self, batch: Batch, rng: np.random.Generator) -> Batch:
-        """Adds packed positions, targets and negatives (host side, NumPy)."""
-        return {**batch, **self._softmax.prepare(batch, pack_positions(batch, self.num_steps), rng)}
 
     def build(self, user_shape: Any = None, batch_shape: Any = None) -> None:
         """Creates the steps' matrices, and the temperature where it is learnt."""
@@ -110,11 +111,6 @@ class MultiStep(keras.layers.Layer):
             self._softmax, self._projections, user["state"], vector, batch, temperature=temperature
         )
         return sum(losses), metrics
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        names = ("num_steps", "negatives", "num_negatives", "temperature", "learn_temperature", "normalize")
-        return {**super().get_config(), **{name: getattr(self, name) for name in (*names, "log_q", "null_logit")}}
 
 
 def step_losses(
