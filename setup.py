@@ -26,7 +26,7 @@ BASE = [
     "typer>=0.12",
 ]
 EXTRAS = {
-    "beam": ["apache-beam>=2.77,<3", "google-crc32c>=1.5", "polars>=1", "scikit-learn>=1.5"],
+    "beam": ["apache-beam>=2.77,<3", "google-crc32c>=1.5", "polars>=1", "scikit-learn>=1.5", "threadpoolctl>=3"],
     "serving": [
         "grpcio>=1.60",
         "grpcio-health-checking>=1.60",

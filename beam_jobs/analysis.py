@@ -21,8 +21,8 @@ from tfrec.transforms import (
     FIRST_VALUE,
     UNKNOWN,
     Bins,
-    GroupQuantiles,
     TfidfSvd,
+    Transform,
     Vocabulary,
     write_arrays,
     write_values,
@@ -181,14 +181,7 @@ def _fit_vectors(directory: Path, feature: FeatureConfig, values: pl.Series, qua
     vectors = vectors[~np.isnan(vectors).any(axis=1)]
     if len(vectors) == 0:
         raise UserError(f"`features.items` {feature.name}: no item has a text with a word that occurs twice.")
-    fitted = quantizers.fit_group_quantiles(vectors, feature)
-    transform = GroupQuantiles(
-        file=f"artifacts/{feature.name}.npz",
-        groups=feature.groups,
-        dims_per_group=feature.dims_per_group,
-        quantiles=feature.quantiles,
-        input_dim=feature.dim,
-    )
+    transform, fitted = quantizers.fit_quantizer(vectors, feature)
     write_arrays(directory / transform.file, fitted)
     quality[feature.name] = quantizers.quality(transform.encode(vectors, directory), vectors, transform, fitted)
     return _feature(feature, "item", transform, encoder)
@@ -210,12 +203,8 @@ def _write_vocabulary(directory: Path, name: str, values: pl.Series | list[str])
     return Vocabulary(file=file, size=len(values) + FIRST_VALUE)
 
 
-def _feature(
-    feature: FeatureConfig, side: Side, transform: Vocabulary | Bins | GroupQuantiles, encoder: TfidfSvd | None = None
-) -> Feature:
-    num_codes = feature.max_values if feature.multivalued else 1
-    if isinstance(transform, GroupQuantiles):
-        num_codes = transform.groups
+def _feature(feature: FeatureConfig, side: Side, transform: Transform, encoder: TfidfSvd | None = None) -> Feature:
+    num_codes = feature.max_values if feature.multivalued else len(transform.table_sizes)
     return Feature(
         name=feature.name,
         side=side,

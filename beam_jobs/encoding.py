@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from beam_jobs.staging import Table, positions
 from tfrec.schema import Feature
-from tfrec.transforms import FIRST_VALUE, UNKNOWN, Bins, Codes, GroupQuantiles, Vectors, Vocabulary
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, Bins, Codes, Quantizer, Vectors, Vocabulary
 
 
 def encode_column(table: Table, name: str, feature: Feature, directory: Path) -> Codes:
@@ -26,7 +26,7 @@ def encode_column(table: Table, name: str, feature: Feature, directory: Path) ->
 
 def vectors_of(table: Table, name: str, feature: Feature, directory: Path) -> Vectors:
     """Vectors `(N, d)` of a text or multimodal feature; NaN where a row has none."""
-    assert isinstance(feature.transform, GroupQuantiles), "Vectors are quantised by groups."
+    assert isinstance(feature.transform, Quantizer), "Vectors are quantised."
     if feature.encoder is not None:
         return feature.encoder.encode(texts_of(table, name), directory)
     return stack_vectors(table.rows[name], feature.transform.input_dim)

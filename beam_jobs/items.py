@@ -17,7 +17,7 @@ from beam_jobs.plan import LogPlan
 from beam_jobs.sources import as_bytes, from_bytes
 from beam_jobs.staging import all_item_ids, encode_texts, positions, read_frame
 from tfrec.schema import ITEM_ID, Feature
-from tfrec.transforms import FIRST_VALUE, GroupQuantiles
+from tfrec.transforms import FIRST_VALUE, Quantizer
 
 ITEMS_A_FILE = 50_000
 
@@ -56,7 +56,7 @@ def encode_bucket(frame: pl.DataFrame, files: ItemFiles) -> pl.DataFrame:
         name = f"item_{feature.name}"
         codes = encode_column(table, name, feature, files.directory)
         columns.append(pl.Series(name, codes, dtype=pl.Array(pl.Int32, feature.num_codes)))
-        if feature.keep_vectors and isinstance(feature.transform, GroupQuantiles):
+        if feature.keep_vectors and isinstance(feature.transform, Quantizer):
             vectors = vectors_of(table, name, feature, files.directory)
             columns.append(pl.Series(f"vector_{feature.name}", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])))
     columns.extend(frame[f"display_{field}"].fill_null("") for field in files.display)

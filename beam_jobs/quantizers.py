@@ -1,80 +1,156 @@
-"""Fits the group quantiser that turns vectors into codes, and says how good the codes are."""
+"""Fits the quantisers that turn vectors into codes, and says how good the codes are."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from tfrec.config import FeatureConfig
 from tfrec.errors import UserError
-from tfrec.transforms import FIRST_VALUE, UNKNOWN, Codes, GroupQuantiles, Vectors
+from tfrec.transforms import (
+    FIRST_VALUE,
+    UNKNOWN,
+    Codes,
+    GroupQuantiles,
+    ProductCodes,
+    ResidualCodes,
+    Vectors,
+    VectorTransform,
+    nearest,
+    present_rows,
+)
+
+Arrays: TypeAlias = dict[str, NDArray[np.float32]]
 
 _SAME_VALUE = 1e-5  # of a dimension's scale: float32 keeps about 1e-7 of it after a rotation
 
 
-def fit_group_quantiles(vectors: Vectors, feature: FeatureConfig) -> dict[str, NDArray[np.float32]]:
-    """The arrays of a `GroupQuantiles`: `mean`, `rotation` and `edges`, equal bytes for equal vectors.
-
-    The rotation is PCA in float64, each component's sign fixed so that its largest entry is positive. Components are
-    dealt to the groups by falling variance, forwards and backwards in turn, so that groups carry similar energy.
-
-    An edge is the gap between two distinct values that is nearest to the wanted quantile: values that many vectors
-    share (mass points) stay in one bin, far from any edge. Edges then repeat, and the bins between equal edges are
-    dead codes, which `quality` reports.
+def fit_quantizer(vectors: Vectors, feature: FeatureConfig) -> tuple[VectorTransform, Arrays]:
+    """The quantiser that a feature asks for, and its fitted arrays: equal bytes for equal vectors.
 
     Args:
-        vectors: `(N, d)`, a sample of the catalogue; rows that hold a NaN are left out.
-        feature: gives `groups`, `dims_per_group`, `quantiles`.
+        vectors: `(N, d)`, a sample of the catalogue; rows that are not finite are left out.
+        feature: gives `quantizer` and its options.
     """
-    rows = vectors[~np.isnan(vectors).any(axis=1)].astype(np.float64)
-    dims = feature.groups * feature.dims_per_group
+    rows = vectors[np.isfinite(vectors).all(axis=1)].astype(np.float64)
     if len(rows) == 0:
         raise UserError(f"feature `{feature.name}`: no item has a vector, so its codes cannot be fitted; leave it out.")
-    if rows.shape[1] < dims:
-        raise UserError(
-            f"feature `{feature.name}`: `groups` * `dims_per_group` must be at most the width of the vectors. "
-            f"Received: {feature.groups} * {feature.dims_per_group}, width {rows.shape[1]}."
-        )
     mean = rows.mean(axis=0).astype(np.float32)
-    centred = rows - mean
-    rotation = _principal_directions(centred)[:, _dealt(feature.groups, feature.dims_per_group)].astype(np.float32)
+    fit = {"quantile": _fit_group_quantiles, "product": _fit_product_codes, "residual": _fit_residual_codes}
+    transform, arrays = fit[feature.quantizer](rows - mean, feature)
+    return transform, {"mean": mean, **arrays}
+
+
+def _fit_group_quantiles(centred: NDArray[np.float64], feature: FeatureConfig) -> tuple[VectorTransform, Arrays]:
+    """An edge is the gap between two distinct values that is nearest to the wanted quantile.
+
+    Values that many vectors share (mass points) stay in one bin, far from any edge. Edges then repeat, and the bins
+    between equal edges are dead codes, which `quality` reports.
+    """
+    rotation = _fit_rotation(centred, feature)
     rotated = centred @ rotation.astype(np.float64)
     edges = np.stack([_edges(column, feature.quantiles) for column in rotated.T]).astype(np.float32)
-    return {"mean": mean, "rotation": rotation, "edges": edges}
+    transform = GroupQuantiles(
+        file=_file(feature),
+        input_dim=centred.shape[1],
+        groups=feature.groups,
+        dims_per_group=feature.dims_per_group,
+        quantiles=feature.quantiles,
+    )
+    return transform, {"rotation": rotation, "edges": edges}
 
 
-def quality(
-    codes: Codes, vectors: Vectors, transform: GroupQuantiles, fitted: dict[str, NDArray[np.float32]]
-) -> dict[str, Any]:
+def _fit_product_codes(centred: NDArray[np.float64], feature: FeatureConfig) -> tuple[VectorTransform, Arrays]:
+    rotation = _fit_rotation(centred, feature)
+    parts = np.split(centred @ rotation.astype(np.float64), feature.groups, axis=1)
+    transform = ProductCodes(
+        file=_file(feature),
+        input_dim=centred.shape[1],
+        groups=feature.groups,
+        dims_per_group=feature.dims_per_group,
+        codes=feature.codes,
+    )
+    return transform, {"rotation": rotation, "centroids": np.stack([_means(part, feature.codes) for part in parts])}
+
+
+def _fit_residual_codes(centred: NDArray[np.float64], feature: FeatureConfig) -> tuple[VectorTransform, Arrays]:
+    centroids, rest = [], centred
+    noise = _SAME_VALUE * np.abs(centred).max(initial=0)
+    for _ in range(feature.levels):
+        centroids.append(_means(np.where(np.abs(rest) > noise, rest, 0), feature.codes))
+        means = present_rows(centroids[-1])
+        rest = rest - means[nearest(rest, means)]
+    transform = ResidualCodes(
+        file=_file(feature), input_dim=centred.shape[1], levels=feature.levels, codes=feature.codes
+    )
+    return transform, {"centroids": np.stack(centroids)}
+
+
+def quality(codes: Codes, vectors: Vectors, transform: VectorTransform, fitted: Arrays) -> dict[str, Any]:
     """What the codes keep of the vectors, ready for `statistics.json`.
 
     Args:
-        codes: `(N, groups)`; rows of unknown codes (items without a vector) are left out.
+        codes: `(N, codes)`; rows of unknown codes (items without a vector) are left out.
         vectors: `(N, d)`, what was coded.
         transform: the specification that coded them.
         fitted: its arrays.
 
     Returns:
-        `distortion`: squared error of the codes' mean vectors as a share of the variance (0 = all kept, 1 = nothing);
-        `perplexity`: exp(entropy) of the codes of each group; `dead_codes`: codes of each group that nothing has;
-        `collisions`: vectors that share all their codes with another; `coded`: vectors with codes.
+        `distortion`: squared error of what the codes stand for (in a quantile's cell the mean of its vectors) as a
+        share of the variance (0 = all kept, 1 = nothing); `perplexity`: exp(entropy) of the codes of each group or
+        level; `dead_codes`: codes of each that nothing has; `collisions`: vectors that share all their codes with
+        another; `coded`: vectors with codes.
     """
     known = (codes != UNKNOWN).all(axis=1)
-    values = codes[known] - FIRST_VALUE
-    if len(values) == 0:
-        dead = [transform.group_size - FIRST_VALUE] * transform.groups
-        empty = [0.0] * transform.groups
-        return {"distortion": 0.0, "perplexity": empty, "dead_codes": dead, "collisions": 0, "coded": 0}
+    cells = codes[known] - FIRST_VALUE
+    sizes = [size - FIRST_VALUE for size in transform.table_sizes]
+    if len(cells) == 0:
+        return {"distortion": 0.0, "perplexity": [0.0] * len(sizes), "dead_codes": sizes, "collisions": 0, "coded": 0}
     centred = vectors[known].astype(np.float64) - fitted["mean"]
-    counts = [np.bincount(column, minlength=transform.group_size - FIRST_VALUE) for column in values.T]
-    _, sharing = np.unique(values, axis=0, return_counts=True)
+    counts = [np.bincount(column, minlength=size) for column, size in zip(cells.T, sizes, strict=True)]
+    _, sharing = np.unique(cells, axis=0, return_counts=True)
     return {
-        "distortion": _distortion(values, centred, transform, fitted["rotation"]),
+        "distortion": _distortion(cells, centred, transform, fitted),
         "perplexity": [_perplexity(count) for count in counts],
         "dead_codes": [int((count == 0).sum()) for count in counts],
         "collisions": int(sharing[sharing > 1].sum()),
-        "coded": len(values),
+        "coded": len(cells),
     }
+
+
+def _file(feature: FeatureConfig) -> str:
+    return f"artifacts/{feature.name}.npz"
+
+
+def _means(rows: NDArray[np.float64], number: int) -> NDArray[np.float32]:
+    """At most `number` k-means of the rows, sorted, and rows of NaN where they are fewer: `(number, d)`.
+
+    In one thread: with more, sums would be added up in the order in which the threads are done.
+    """
+    points = rows.astype(np.float32)
+    means = np.unique(points, axis=0)
+    if len(means) > number:
+        with threadpool_limits(1):
+            means = np.unique(KMeans(number, n_init=1, random_state=0).fit(points).cluster_centers_, axis=0)
+    padded = np.full((number, rows.shape[1]), np.nan, np.float32)
+    padded[: len(means)] = means
+    return padded
+
+
+def _fit_rotation(centred: NDArray[np.float64], feature: FeatureConfig) -> NDArray[np.float32]:
+    """PCA `(d, groups * dims_per_group)` in float64, each component's sign fixed so that its largest entry is positive.
+
+    Components are dealt to the groups by falling variance, forwards and backwards in turn, so that groups carry
+    similar energy.
+    """
+    if centred.shape[1] < feature.groups * feature.dims_per_group:
+        raise UserError(
+            f"feature `{feature.name}`: `groups` * `dims_per_group` must be at most the width of the vectors. "
+            f"Received: {feature.groups} * {feature.dims_per_group}, width {centred.shape[1]}."
+        )
+    return _principal_directions(centred)[:, _dealt(feature.groups, feature.dims_per_group)].astype(np.float32)
 
 
 def _principal_directions(centred: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -107,21 +183,29 @@ def _edges(values: NDArray[np.float64], quantiles: int) -> NDArray[np.float64]:
     return places[nearest]
 
 
-def _distortion(
-    values: Codes, centred: NDArray[np.float64], transform: GroupQuantiles, rotation: NDArray[np.float32]
-) -> float:
-    """The share of the variance that is lost when each group's part of a vector becomes the mean of its code."""
+def _distortion(cells: Codes, centred: NDArray[np.float64], transform: VectorTransform, fitted: Arrays) -> float:
+    """The share of the variance that is lost when what the codes stand for takes the vectors' place."""
     total = float((centred**2).sum())
     if total == 0:
         return 0.0
-    rotated = (centred @ rotation.astype(np.float64)).reshape(len(values), transform.groups, -1)
-    kept = 0.0
-    for group in range(transform.groups):
-        counts = np.bincount(values[:, group])
-        for dimension in rotated[:, group].T:
-            sums = np.bincount(values[:, group], weights=dimension)
-            kept += float((sums**2 / np.maximum(counts, 1)).sum())
-    return 1 - kept / total
+    if isinstance(transform, ResidualCodes):
+        rest = centred
+        for column, means in zip(cells.T, fitted["centroids"], strict=True):
+            rest = rest - means[column]
+        return float((rest**2).sum()) / total
+    rotated = centred @ fitted["rotation"].astype(np.float64)
+    lost = total - float((rotated**2).sum())
+    for group, part in enumerate(np.split(rotated, transform.groups, axis=1)):
+        column = cells[:, group]
+        means = _mean_of_each(column, part) if isinstance(transform, GroupQuantiles) else fitted["centroids"][group]
+        lost += float(((part - means[column]) ** 2).sum())
+    return lost / total
+
+
+def _mean_of_each(cells: NDArray[np.int32], rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean `(cells, d)` of the rows of each cell."""
+    sums = np.stack([np.bincount(cells, weights=column) for column in rows.T], axis=1)
+    return sums / np.maximum(np.bincount(cells), 1)[:, None]
 
 
 def _perplexity(counts: NDArray[np.int64]) -> float:

@@ -11,7 +11,18 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.schema import Feature
-from tfrec.transforms import FIRST_VALUE, PADDING, UNKNOWN, Bins, GroupQuantiles, Vocabulary
+from tfrec.transforms import (
+    FIRST_VALUE,
+    PADDING,
+    UNKNOWN,
+    Bins,
+    GroupQuantiles,
+    ProductCodes,
+    ResidualCodes,
+    VectorTransform,
+    Vocabulary,
+    present_rows,
+)
 
 Tensor = Any
 _ESCAPED = ((r"\\", r"\\\\"), ("\n", r"\\n"), ("\r", r"\\r"), ("\t", r"\\t"))  # patterns and rewrites of RE2
@@ -78,36 +89,67 @@ class BinsCoder(tf.Module):
         return tf.where(tf.math.is_nan(values), UNKNOWN, tf.reshape(bins, tf.shape(values)) + FIRST_VALUE)
 
 
-class GroupQuantilesCoder(tf.Module):
-    """Vectors `(N, input_dim)` to int32 codes `(N, groups)`; a vector that holds a NaN is missing.
+class VectorCoder(tf.Module):
+    """Vectors `(N, input_dim)` to int32 codes `(N, codes)`; a vector that is not finite is missing.
 
     Args:
         transform: the quantiser.
         directory: of the dataset.
     """
 
-    def __init__(self, transform: GroupQuantiles, directory: Path) -> None:
+    def __init__(self, transform: VectorTransform, directory: Path) -> None:
         super().__init__()
         self.transform = transform
         fitted = transform.arrays(directory)
-        self.mean = tf.Variable(fitted["mean"].astype(np.float64), trainable=False, name="mean")
-        self.rotation = tf.Variable(fitted["rotation"].astype(np.float64), trainable=False, name="rotation")
-        self.edges = tf.Variable(fitted["edges"].astype(np.float64), trainable=False, name="edges")
+        self.mean = _constant(fitted["mean"], "mean")
+        self.rotation = _constant(fitted["rotation"], "rotation") if "rotation" in fitted else None
+        self.edges = _constant(fitted["edges"], "edges") if "edges" in fitted else None
+        means = enumerate(map(present_rows, fitted.get("centroids", ())))
+        self.centroids = [_constant(rows, f"centroids_{place}") for place, rows in means]
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Codes `(N, groups)`."""
-        transform = self.transform
-        missing = tf.reduce_any(tf.math.is_nan(vectors), axis=1, keepdims=True)
+        """Codes `(N, codes)`."""
+        missing = tf.reduce_any(~tf.math.is_finite(vectors), axis=1, keepdims=True)
         present = tf.cast(tf.where(missing, tf.zeros_like(vectors), vectors), tf.float64)
-        rotated = tf.matmul(present - self.mean, self.rotation)
+        centred = present - self.mean
+        match self.transform:
+            case GroupQuantiles():
+                cells = self._bins(self.transform, tf.matmul(centred, self.rotation))
+            case ProductCodes():
+                cells = self._nearest_in_groups(tf.matmul(centred, self.rotation))
+            case ResidualCodes():
+                cells = self._nearest_by_level(centred)
+        return tf.where(missing, UNKNOWN, cells + FIRST_VALUE)
+
+    def _bins(self, transform: GroupQuantiles, rotated: Tensor) -> Tensor:
         bins = tf.transpose(tf.searchsorted(self.edges, tf.transpose(rotated), side="right"))
         bins = tf.reshape(bins, [-1, transform.groups, transform.dims_per_group])
         weights = transform.quantiles ** np.arange(transform.dims_per_group, dtype=np.int32)
-        codes = tf.reduce_sum(bins * weights, axis=2) + FIRST_VALUE
-        return tf.where(missing, UNKNOWN, codes)
+        return tf.reduce_sum(bins * weights, axis=2)
+
+    def _nearest_in_groups(self, rotated: Tensor) -> Tensor:
+        parts = tf.split(rotated, len(self.centroids), axis=1)
+        return tf.stack([_nearest(part, means) for part, means in zip(parts, self.centroids, strict=True)], axis=1)
+
+    def _nearest_by_level(self, rest: Tensor) -> Tensor:
+        columns = []
+        for means in self.centroids:
+            columns.append(_nearest(rest, means))
+            rest = rest - tf.gather(means, columns[-1])
+        return tf.stack(columns, axis=1)
 
 
-Coder = VocabularyCoder | BinsCoder | GroupQuantilesCoder
+def _constant(array: np.ndarray[Any, Any], name: str) -> tf.Variable:
+    return tf.Variable(array.astype(np.float64), trainable=False, name=name)
+
+
+def _nearest(rows: Tensor, means: tf.Variable) -> Tensor:
+    """The place `(N,)` of the mean that is nearest to each row; of equally near ones the first."""
+    squares = tf.reduce_sum(means**2, axis=1)
+    return tf.argmin(squares - 2 * tf.matmul(rows, means, transpose_b=True), axis=1, output_type=tf.int32)
+
+
+Coder = VocabularyCoder | BinsCoder | VectorCoder
 
 
 def coder(feature: Feature, directory: Path) -> Coder:
@@ -122,8 +164,8 @@ def coder(feature: Feature, directory: Path) -> Coder:
             return VocabularyCoder(feature.transform, directory)
         case Bins():
             return BinsCoder(feature.transform)
-        case GroupQuantiles():
-            return GroupQuantilesCoder(feature.transform, directory)
+        case _:
+            return VectorCoder(feature.transform, directory)
 
 
 class FeatureCoder(tf.Module):
@@ -144,7 +186,7 @@ class FeatureCoder(tf.Module):
 
     def __call__(self, values: Tensor) -> Tensor:
         """Codes `(..., num_codes)`."""
-        if isinstance(self.coder, GroupQuantilesCoder):
+        if isinstance(self.coder, VectorCoder):
             return self.coder(values)
         if not self.feature.multivalued:
             return self.coder(values)[..., None]
@@ -162,7 +204,7 @@ class FeatureCoder(tf.Module):
         batch to one width would repeat the first value of a request, which cannot be told from a value.
         """
         shape: list[int | None] = [None, None] if events else [None]
-        if isinstance(self.coder, GroupQuantilesCoder):
+        if isinstance(self.coder, VectorCoder):
             return tf.TensorSpec([*shape, self.feature.vector_dim], tf.float32, name)
         if isinstance(self.coder, BinsCoder):
             return tf.TensorSpec(shape, tf.float64, name)

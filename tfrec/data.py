@@ -21,7 +21,7 @@ from tfrec.columns import Catalogue, Histories
 from tfrec.errors import UserError
 from tfrec.manifest import MANIFEST, fingerprint, verify
 from tfrec.schema import ITEM_ID, Schema
-from tfrec.transforms import FIRST_VALUE, GroupQuantiles
+from tfrec.transforms import FIRST_VALUE, Quantizer
 from tfrec.windows import Batch, Batches, SplitName, WindowKind
 
 __all__ = ["Batch", "Batches", "Catalogue", "Dataset", "Histories", "batches", "prefetch", "tf_dataset", "write_cache"]
@@ -190,7 +190,7 @@ def _read_catalogue(dataset: Dataset) -> Catalogue:
     codes[1, [part.start for part in parts.values()]] = 1  # the unknown item: unknown throughout
     for feature in schema.side("item"):
         part = parts[feature.name]
-        if isinstance(feature.transform, GroupQuantiles):
+        if isinstance(feature.transform, Quantizer):
             codes[1, part] = 1
         if feature.name != ITEM_ID:
             codes[FIRST_VALUE:, part] = _matrix(read, f"item_{feature.name}", feature.num_codes, folder)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tfrec.config import Config, FeatureConfig, load
 from tfrec.errors import UserError
-from tfrec.transforms import FIRST_VALUE, Bins, GroupQuantiles, Vocabulary
+from tfrec.features import QUANTIZER_OPTIONS
+from tfrec.transforms import FIRST_VALUE, QUANTIZERS, Bins, Quantizer, Vocabulary
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -244,13 +245,11 @@ def _different_options(config: FeatureConfig, feature: "Feature") -> list[str]:
     most: dict[str, tuple[int, int]] = {}
     if feature.multivalued:
         pairs["max_values"] = (config.max_values, feature.num_codes)
-    if isinstance(transform, GroupQuantiles):
-        pairs |= {
-            "dim": (config.dim, transform.input_dim),
-            "groups": (config.groups, transform.groups),
-            "dims_per_group": (config.dims_per_group, transform.dims_per_group),
-            "quantiles": (config.quantiles, transform.quantiles),
-        }
+    if isinstance(transform, Quantizer):
+        stored = next(name for name, kind in QUANTIZERS.items() if isinstance(transform, kind))
+        pairs |= {"dim": (config.dim, transform.input_dim), "quantizer": (config.quantizer, stored)}
+        for key in QUANTIZER_OPTIONS[stored] if config.quantizer == stored else ():
+            pairs[key] = (getattr(config, key), getattr(transform, key))
     if isinstance(transform, Bins):
         most["bins"] = (config.bins, len(transform.boundaries) + 1)
     if isinstance(transform, Vocabulary):

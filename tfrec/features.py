@@ -1,11 +1,19 @@
 """The `features:` section of the configuration: what is known of items, users and events, and how it becomes codes."""
 
-from typing import Self
+from collections.abc import Iterator, Mapping
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from tfrec.schema import NAME_PATTERN, Kind
 from tfrec.strict import Section
+
+QUANTIZER_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "quantile": ("groups", "dims_per_group", "quantiles"),
+    "product": ("groups", "dims_per_group", "codes"),
+    "residual": ("levels", "codes"),
+}
+"""The options of each quantiser."""
 
 
 class FeatureConfig(Section):
@@ -31,12 +39,19 @@ class FeatureConfig(Section):
     """Quantile bins (numerical)."""
     dim: int = Field(64, ge=2)
     """Width of the vector: of the TF-IDF + SVD text vector, or of the ready-made one (0-padded widths are errors)."""
+    quantizer: Literal["quantile", "product", "residual"] = "quantile"
+    """Vectors to codes (multimodal, text): quantiles of each dimension of a group (HeterRec's), the nearest of k means
+    in each group, or k means of what the level before left over (semantic ids, whose embeddings are summed)."""
     groups: int = Field(8, ge=1)
-    """Groups Z of the quantiser (multimodal, text)."""
+    """Groups Z that a vector is cut into (quantile, product)."""
     dims_per_group: int = Field(2, ge=1)
-    """Dimensions of a group after the rotation."""
+    """Dimensions of a group after the rotation (quantile, product)."""
     quantiles: int = Field(8, ge=2)
-    """Quantiles q of each dimension; q ** dims_per_group is at most 4,096."""
+    """Quantiles q of each dimension; q ** dims_per_group is at most 4,096 (quantile)."""
+    codes: int = Field(256, ge=2, le=4096)
+    """Codes, or means, of each group or level (product, residual)."""
+    levels: int = Field(3, ge=1)
+    """Levels, one code each (residual)."""
     keep_vectors: bool = False
     """Store the vectors beside the codes (multimodal, text)."""
 
@@ -47,27 +62,31 @@ class FeatureConfig(Section):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
-        for option, fits, what in (
-            ("multivalued", self.kind == "categorical", "of kind categorical"),
-            ("min_count", self.kind == "categorical", "of kind categorical"),
-            ("max_size", self.kind == "categorical", "of kind categorical"),
-            ("separator", self.multivalued, "with `multivalued: true`"),
-            ("max_values", self.multivalued, "with `multivalued: true`"),
-            ("bins", self.kind == "numerical", "of kind numerical"),
-            ("dim", self.is_vector, "of kind multimodal or text"),
-            ("groups", self.is_vector, "of kind multimodal or text"),
-            ("dims_per_group", self.is_vector, "of kind multimodal or text"),
-            ("quantiles", self.is_vector, "of kind multimodal or text"),
-            ("keep_vectors", self.is_vector, "of kind multimodal or text"),
-        ):  # a saved configuration spells out every default, which says nothing
-            if not fits and getattr(self, option) != type(self).model_fields[option].default:
-                raise ValueError(f"`{option}` is an option of features {what} alone; {self.name} is {self.kind}")
-        if self.is_vector:
-            if self.quantiles**self.dims_per_group > 4096:
+        for options, fits, what in self._uses():
+            for option in options:  # a saved configuration spells out every default, which says nothing
+                if not fits and getattr(self, option) != type(self).model_fields[option].default:
+                    raise ValueError(f"`{option}` is an option of features {what} alone; {self.name} is {self._said()}")
+        if self.is_vector and self.quantizer != "residual":
+            if self.quantizer == "quantile" and self.quantiles**self.dims_per_group > 4096:
                 raise ValueError("`quantiles` ** `dims_per_group` must be at most 4096")
             if self.groups * self.dims_per_group > self.dim:
                 raise ValueError("`groups` * `dims_per_group` must be at most `dim`")
         return self
+
+    def _uses(self) -> Iterator[tuple[tuple[str, ...], bool, str]]:
+        """Options, whether this feature uses them, and which features do."""
+        categorical, numerical = self.kind == "categorical", self.kind == "numerical"
+        yield ("multivalued", "min_count", "max_size"), categorical, "of kind categorical"
+        yield ("separator", "max_values"), self.multivalued, "with `multivalued: true`"
+        yield ("bins",), numerical, "of kind numerical"
+        yield ("dim", "quantizer", "keep_vectors"), self.is_vector, "of kind multimodal or text"
+        for option in dict.fromkeys(option for options in QUANTIZER_OPTIONS.values() for option in options):
+            users = [name for name, options in QUANTIZER_OPTIONS.items() if option in options]
+            what = f"of kind multimodal or text with `quantizer: {' | '.join(users)}`"
+            yield (option,), self.is_vector and self.quantizer in users, what
+
+    def _said(self) -> str:
+        return f"{self.kind}, {self.quantizer}" if self.is_vector else self.kind
 
 
 class ItemIds(Section):

@@ -26,7 +26,7 @@ from tfrec.parity import raw_values
 from tfrec.runs import Run
 from tfrec.schema import ITEM_ID, Schema
 from tfrec.stock_loader import Request
-from tfrec.transforms import FIRST_VALUE, GroupQuantiles
+from tfrec.transforms import FIRST_VALUE, Quantizer
 
 EXTRA = "assets.extra"
 ITEMS = f"{EXTRA}/items.jsonl"
@@ -115,7 +115,7 @@ def raw_items(schema: Schema, catalogue: Catalogue, directory: Path, items: NDAr
     """
     raw: Arrays = {ITEM_ID: np.array(catalogue.item_ids, object)[items]}
     for feature in schema.side("item"):
-        if isinstance(feature.transform, GroupQuantiles):
+        if isinstance(feature.transform, Quantizer):
             shape = (len(items), feature.transform.input_dim)
             stored = catalogue.vectors.get(feature.name)
             raw[feature.name] = np.zeros(shape, np.float32) if stored is None else stored[items].astype(np.float32)

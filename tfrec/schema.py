@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tfrec.errors import UserError
-from tfrec.transforms import Bins, Encoder, GroupQuantiles, Transform, Vocabulary
+from tfrec.transforms import Encoder, Quantizer, Transform, Vocabulary
 
 SCHEMA = "schema.json"
 FORMAT_VERSION = 1
@@ -27,7 +27,7 @@ class Feature(_Part):
     """One feature: one token of an item, one embedding of an event or a user.
 
     `multivalued` features have `num_codes` columns that share one vocabulary (padded with 0, averaged); quantised
-    vectors have one column and one embedding table a group (concatenated); all others have one column.
+    vectors have one column and one embedding table a group (concatenated) or a level (summed); all others have one.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -47,15 +47,18 @@ class Feature(_Part):
 
     @property
     def table_sizes(self) -> tuple[int, ...]:
-        """Rows of each embedding table: one table for plain and multi-valued features, one a group for vectors."""
-        if isinstance(self.transform, GroupQuantiles):
-            return (self.transform.group_size,) * self.transform.groups
-        return (self.transform.size,)
+        """Rows of each embedding table: one table for plain and multi-valued features, one a code for vectors."""
+        return self.transform.table_sizes
+
+    @property
+    def combiner(self) -> Literal["concatenate", "sum"]:
+        """How the embeddings of several tables become one."""
+        return self.transform.combiner if isinstance(self.transform, Quantizer) else "concatenate"
 
     @property
     def vector_dim(self) -> int | None:
         """Width of the vectors that are quantised; None for features without vectors."""
-        return self.transform.input_dim if isinstance(self.transform, GroupQuantiles) else None
+        return self.transform.input_dim if isinstance(self.transform, Quantizer) else None
 
 
 class Label(_Part):
@@ -174,4 +177,4 @@ class Schema(_Part):
             raise UserError(f"{path}: `{where}`: {first['msg']}; run `tfrec preprocess` again.") from None
 
 
-__all__ = ["FORMAT_VERSION", "ITEM_ID", "NAME_PATTERN", "Bins", "Feature", "Kind", "Label", "Schema", "Side", "Split"]
+__all__ = ["FORMAT_VERSION", "ITEM_ID", "NAME_PATTERN", "Feature", "Kind", "Label", "Schema", "Side", "Split"]

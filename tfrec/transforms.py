@@ -39,6 +39,11 @@ class Vocabulary(_Spec):
     size: int
     """Rows that an embedding table needs: the number of values + 2."""
 
+    @property
+    def table_sizes(self) -> tuple[int, ...]:
+        """Rows of the embedding table."""
+        return (self.size,)
+
     def read(self, directory: Path) -> list[str]:
         """The values in the order of their codes (the first has code 2)."""
         return read_values(directory / self.file)
@@ -60,6 +65,11 @@ class Bins(_Spec):
         """Rows that an embedding table needs: padding, missing and `len(boundaries) + 1` bins."""
         return FIRST_VALUE + len(self.boundaries) + 1
 
+    @property
+    def table_sizes(self) -> tuple[int, ...]:
+        """Rows of the embedding table."""
+        return (self.size,)
+
     def encode(self, values: Iterable[float | None] | NDArray[np.float64], directory: Path | None = None) -> Codes:
         """Codes `(N,)`; None and NaN are missing. `directory` is not needed: the boundaries are in the schema."""
         if not isinstance(values, np.ndarray):
@@ -69,47 +79,129 @@ class Bins(_Spec):
         return np.where(np.isnan(array), UNKNOWN, bins).astype(np.int32)
 
 
-class GroupQuantiles(_Spec):
-    """HeterRec's multimodal quantiser (arXiv 2503.01469, section 2.3): quantile bins within groups of dimensions.
+class Quantizer(_Spec):
+    """What quantisers of vectors have in common: fitted float32 arrays in an .npz, `mean (d,)` among them.
 
-    A vector is centred and rotated to `groups * dims_per_group` dimensions (PCA, fitted on the catalogue), cut into
-    `groups` equal groups, and each dimension of a group into `quantiles` bins: a group has `quantiles **
-    dims_per_group` codes. Differs from the paper: the rotation, without which the exponent d_v / Z explodes.
-
-    `file` is an .npz with `mean (d,)`, `rotation (d, groups * dims_per_group)`, `edges (groups * dims_per_group,
-    quantiles - 1)`, all float32.
+    Codes are worked out in float64: in float32 the last bits, and so codes beside an edge, would
+    depend on the size of the batch.
     """
 
-    type: Literal["group_quantiles"] = "group_quantiles"
     file: str
-    groups: int
-    dims_per_group: int
-    quantiles: int
     input_dim: int
 
     @property
-    def group_size(self) -> int:
-        """Rows that the embedding table of one group needs."""
-        return FIRST_VALUE + self.quantiles**self.dims_per_group
+    def table_sizes(self) -> tuple[int, ...]:
+        """Rows that the embedding table of each code needs."""
+        raise NotImplementedError
+
+    @property
+    def combiner(self) -> Literal["concatenate", "sum"]:
+        """How the embeddings of the codes become one."""
+        return "concatenate"
 
     def arrays(self, directory: Path) -> dict[str, NDArray[np.float32]]:
         """The fitted arrays by name."""
         return read_arrays(directory / self.file)
 
     def encode(self, vectors: Vectors, directory: Path) -> Codes:
-        """Codes `(N, groups)` of vectors `(N, input_dim)`; a row that holds a NaN (no vector) is missing throughout."""
+        """Codes `(N, codes)` of vectors `(N, input_dim)`; a row that is not finite (no vector) is missing."""
         fitted = self.arrays(directory)
-        missing = np.asarray(np.isnan(vectors).any(axis=1))
-        # In float64: in float32 the last bits, and so codes beside an edge, would depend on the size of the batch.
-        centred = np.where(missing[:, None], 0.0, vectors).astype(np.float64) - fitted["mean"]
+        missing = ~np.isfinite(vectors).all(axis=1, keepdims=True)
+        centred = np.where(missing, 0.0, vectors).astype(np.float64) - fitted["mean"]
+        return np.where(missing, UNKNOWN, self.cells(centred, fitted) + FIRST_VALUE).astype(np.int32)
+
+    def cells(self, centred: NDArray[np.float64], fitted: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+        """The cells `(N, codes)`, from 0, of vectors less their mean."""
+        raise NotImplementedError
+
+
+class GroupQuantiles(Quantizer):
+    """HeterRec's multimodal quantiser (arXiv 2503.01469, section 2.3): quantile bins within groups of dimensions.
+
+    A vector is centred and rotated to `groups * dims_per_group` dimensions (PCA, fitted on the catalogue), cut into
+    `groups` equal groups, and each dimension of a group into `quantiles` bins: a group has `quantiles **
+    dims_per_group` codes. Differs from the paper: the rotation, without which the exponent d_v / Z explodes.
+
+    The arrays are `mean (d,)`, `rotation (d, groups * dims_per_group)`, `edges (groups * dims_per_group, quantiles -
+    1)`.
+    """
+
+    type: Literal["group_quantiles"] = "group_quantiles"
+    groups: int
+    dims_per_group: int
+    quantiles: int
+
+    @property
+    def table_sizes(self) -> tuple[int, ...]:
+        """Rows of the embedding table of each code."""
+        return (FIRST_VALUE + self.quantiles**self.dims_per_group,) * self.groups
+
+    def cells(self, centred: NDArray[np.float64], fitted: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+        """The cell of each group: its bins as the digits of a number, the first dimension's the lowest."""
         rotated = centred @ fitted["rotation"].astype(np.float64)
         bins: NDArray[np.int64] = np.empty(rotated.shape, np.int64)  # (N, groups * dims_per_group)
         for dimension, edges in enumerate(fitted["edges"]):
             bins[:, dimension] = np.searchsorted(edges, rotated[:, dimension], side="right")
-        bins = bins.reshape(len(vectors), self.groups, self.dims_per_group)
-        weights = self.quantiles ** np.arange(self.dims_per_group)
-        codes = (bins * weights).sum(axis=2) + FIRST_VALUE
-        return np.where(missing[:, None], UNKNOWN, codes).astype(np.int32)
+        bins = bins.reshape(len(centred), self.groups, self.dims_per_group)
+        return (bins * self.quantiles ** np.arange(self.dims_per_group)).sum(axis=2)
+
+
+class ProductCodes(Quantizer):
+    """Product quantisation (Jegou et al., 2011, doi:10.1109/TPAMI.2010.57): the nearest of k means in each group.
+
+    Vectors are centred, rotated and cut into groups as by `GroupQuantiles`. The arrays are `mean (d,)`, `rotation (d,
+    groups * dims_per_group)`, `centroids (groups, codes, dims_per_group)`; a group of fewer means ends in rows of NaN.
+    """
+
+    type: Literal["product_codes"] = "product_codes"
+    groups: int
+    dims_per_group: int
+    codes: int
+
+    @property
+    def table_sizes(self) -> tuple[int, ...]:
+        """Rows of the embedding table of each code."""
+        return (FIRST_VALUE + self.codes,) * self.groups
+
+    def cells(self, centred: NDArray[np.float64], fitted: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+        """The place of the nearest mean of each group."""
+        rotated = centred @ fitted["rotation"].astype(np.float64)
+        parts = np.split(rotated, self.groups, axis=1)
+        means = map(present_rows, fitted["centroids"])
+        return np.stack([nearest(part, rows) for part, rows in zip(parts, means, strict=True)], axis=1)
+
+
+class ResidualCodes(Quantizer):
+    """Semantic ids by residual quantisation (as of TIGER, arXiv 2305.05065): each level codes what the last left over.
+
+    A level's code is the nearest of its k means; the next level codes the difference. Embeddings are summed, as the
+    means are. Differs from TIGER: k-means on the vectors themselves instead of a trained RQ-VAE, and no last code that
+    tells items with equal codes apart.
+
+    The arrays are `mean (d,)` and `centroids (levels, codes, d)`; a level with fewer means ends in rows of NaN.
+    """
+
+    type: Literal["residual_codes"] = "residual_codes"
+    levels: int
+    codes: int
+
+    @property
+    def table_sizes(self) -> tuple[int, ...]:
+        """Rows of the embedding table of each code."""
+        return (FIRST_VALUE + self.codes,) * self.levels
+
+    @property
+    def combiner(self) -> Literal["concatenate", "sum"]:
+        """Levels are summed."""
+        return "sum"
+
+    def cells(self, centred: NDArray[np.float64], fitted: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64]:
+        """The place of the nearest mean at each level."""
+        columns, rest = [], centred
+        for means in map(present_rows, fitted["centroids"]):
+            columns.append(nearest(rest, means))
+            rest = rest - means[columns[-1]]
+        return np.stack(columns, axis=1)
 
 
 class TfidfSvd(_Spec):
@@ -134,10 +226,33 @@ class TfidfSvd(_Spec):
         return np.where(norms > 0, vectors / np.where(norms > 0, norms, 1), np.nan).astype(np.float32)
 
 
-Transform: TypeAlias = Annotated[Vocabulary | Bins | GroupQuantiles, Field(discriminator="type")]
+VectorTransform: TypeAlias = GroupQuantiles | ProductCodes | ResidualCodes
+QUANTIZERS: Mapping[str, type[Quantizer]] = {
+    "quantile": GroupQuantiles,
+    "product": ProductCodes,
+    "residual": ResidualCodes,
+}
+"""By the names that configurations give them."""
+Transform: TypeAlias = Annotated[Vocabulary | Bins | VectorTransform, Field(discriminator="type")]
 Encoder: TypeAlias = TfidfSvd
 
+_ROWS_AT_ONCE = 1024
 _WORD = re.compile(r"[^\W_]{2,}")
+
+
+def present_rows(centroids: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The rows before those of NaN, in float64."""
+    return centroids[~np.isnan(centroids[:, 0])].astype(np.float64)
+
+
+def nearest(rows: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The place `(N,)` of the mean that is nearest to each row; of equally near ones the first."""
+    squares = (means**2).sum(axis=1)
+    places = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        places[part] = np.argmin(squares - 2 * rows[part] @ means.T, axis=1)
+    return places
 
 
 def words(text: str | None) -> list[str]:

@@ -19,6 +19,16 @@ ITEM_FEATURES = [
         "keep_vectors": True,
     },
     {"name": "text", "kind": "text", "column": "title", "dim": 4, "groups": 2, "dims_per_group": 1, "quantiles": 3},
+    {
+        "name": "shape",
+        "kind": "multimodal",
+        "column": "image",
+        "dim": 4,
+        "quantizer": "product",
+        "groups": 2,
+        "codes": 4,
+    },
+    {"name": "topic", "kind": "text", "column": "title", "dim": 4, "quantizer": "residual", "codes": 3, "levels": 2},
 ]
 
 

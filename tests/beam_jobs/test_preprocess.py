@@ -92,10 +92,11 @@ def test_codes_are_those_of_the_transforms(whole):
         tags = schema.feature("tags").transform.encode(row["tags"] or [None], directory).tolist()
         assert example["item_tags"] == ([*tags[:3], 0, 0, 0])[:3]
         assert example["display_title"] == [(row["title"] or "").encode()]
-        text = schema.feature("text")
-        vector = text.encoder.encode([row["title"]], directory)
-        assert example["item_text"] == text.transform.encode(vector, directory)[0].tolist()
-        assert (example["item_image"] == [1, 1]) == (row["image"] is None)
+        for text in (schema.feature("text"), schema.feature("topic")):
+            vector = text.encoder.encode([row["title"]], directory)
+            assert example[f"item_{text.name}"] == text.transform.encode(vector, directory)[0].tolist()
+        for name in ("image", "shape"):
+            assert (example[f"item_{name}"] == [1, 1]) == (row["image"] is None)
         if row["image"]:
             assert example["vector_image"] == pytest.approx(row["image"], rel=1e-6)
 
@@ -159,7 +160,7 @@ def test_nothing_fitted_sees_the_test_events(whole, tmp_path):
     write_logs(tmp_path, changed)
     other = run(parse(config_of(tmp_path, tmp_path / "dataset")))
     fitted = [name for name in manifest.list_files(directory) if name.startswith(("vocabularies", "artifacts"))]
-    assert len(fitted) == 9
+    assert len(fitted) == 13
     for name in fitted:
         assert (other / name).read_bytes() == (directory / name).read_bytes(), name
     ours, theirs = Schema.read(directory), Schema.read(other)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tfrec.coders import FeatureCoder, VocabularyCoder, coder
 from tfrec.schema import Feature
-from tfrec.transforms import Bins, GroupQuantiles, Vocabulary, write_arrays, write_values
+from tfrec.transforms import Bins, GroupQuantiles, ProductCodes, ResidualCodes, Vocabulary, write_arrays, write_values
 
 NASTY = [
     "",
@@ -88,25 +88,54 @@ def _feature(transform, **more):
     return Feature(name="f", side="item", kind="categorical", column="f", transform=transform, **more)
 
 
+def random_quantizer(kind, rng):
+    """A quantiser of 9 numbers, and arrays for it."""
+    arrays = {"mean": rng.normal(size=9)}
+    if kind == "residual":
+        arrays["centroids"] = rng.normal(size=(3, 7, 9))
+        arrays["centroids"][1, 4:] = np.nan
+        return ResidualCodes(file="q.npz", input_dim=9, levels=3, codes=7), arrays
+    arrays["rotation"] = rng.normal(size=(9, 6))
+    if kind == "product":
+        arrays["centroids"] = rng.normal(size=(3, 7, 2))
+        arrays["centroids"][2, 1:] = np.nan
+        return ProductCodes(file="q.npz", input_dim=9, groups=3, dims_per_group=2, codes=7), arrays
+    arrays["edges"] = np.sort(rng.normal(size=(6, 3)), axis=1)
+    return GroupQuantiles(file="q.npz", input_dim=9, groups=3, dims_per_group=2, quantiles=4), arrays
+
+
 @SETTINGS
-@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-30, 1.0, 1e30]))
-def test_group_quantiles_coder_equals_the_transform(tmp_path_factory, seed, scale):
+@given(
+    kind=st.sampled_from(["quantile", "product", "residual"]),
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([1e-30, 1.0, 1e30]),
+)
+def test_vector_coder_equals_the_transform(tmp_path_factory, kind, seed, scale):
     directory = tmp_path_factory.mktemp("quantiser")
     rng = np.random.default_rng(seed)
-    transform = GroupQuantiles(file="q.npz", groups=3, dims_per_group=2, quantiles=4, input_dim=9)
-    arrays = {
-        "mean": rng.normal(size=9),
-        "rotation": rng.normal(size=(9, 6)),
-        "edges": np.sort(rng.normal(size=(6, 3)), axis=1),
-    }
+    transform, arrays = random_quantizer(kind, rng)
     write_arrays(directory / "q.npz", {name: array.astype(np.float32) for name, array in arrays.items()})
     vectors = (rng.normal(size=(40, 9)) * scale).astype(np.float32)
-    vectors[3, 4], vectors[5], vectors[6, 0], vectors[7] = np.nan, 0.0, np.inf, 3e38
-    with np.errstate(invalid="ignore"):
-        expected = transform.encode(vectors, directory)
+    vectors[3, 4], vectors[5], vectors[6, 0], vectors[7], vectors[8] = np.nan, -0.0, np.inf, 3e38, arrays["mean"]
+    expected = transform.encode(vectors, directory)
     got = coder(_feature(transform, num_codes=3), directory)(tf.constant(vectors)).numpy()
     np.testing.assert_array_equal(got, expected)
-    assert got[3].tolist() == [1, 1, 1]
+    assert got[[3, 6]].tolist() == [[1, 1, 1]] * 2
+    assert (got[[5, 7, 8]] >= 2).all()
+
+
+@pytest.mark.parametrize("kind", ["product", "residual"])
+def test_a_vector_between_two_means_has_the_first(tmp_path, kind):
+    arrays = {"mean": np.zeros(1), "centroids": np.array([[[-1.0], [1.0], [3.0]]])}
+    if kind == "product":
+        arrays["rotation"] = np.ones((1, 1))
+        transform = ProductCodes(file="q.npz", input_dim=1, groups=1, dims_per_group=1, codes=3)
+    else:
+        transform = ResidualCodes(file="q.npz", input_dim=1, levels=1, codes=3)
+    write_arrays(tmp_path / "q.npz", {name: array.astype(np.float32) for name, array in arrays.items()})
+    vectors = np.array([[-5.0], [0.0], [np.nextafter(np.float32(0), 1)], [2.0], [2.1]], np.float32)
+    assert transform.encode(vectors, tmp_path).ravel().tolist() == [2, 2, 2, 3, 4]
+    assert coder(_feature(transform), tmp_path)(tf.constant(vectors)).numpy().ravel().tolist() == [2, 2, 2, 3, 4]
 
 
 def test_group_quantiles_coder_on_figures_by_hand(tmp_path):

@@ -74,7 +74,7 @@ def test_group_quantiles_count_edges_group_by_group(tmp_path):
             )
             code += quantiles**place * sum(value >= edge for edge in fitted["edges"][column])
         assert codes[row, group] == (1 if row == 3 else code + 2)
-    assert transform.group_size == 11
+    assert transform.table_sizes == (11, 11)
 
 
 def test_tfidf_vectors_have_unit_length_and_texts_without_known_words_have_none(tmp_path):

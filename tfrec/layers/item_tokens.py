@@ -14,8 +14,8 @@ class ItemTokens(keras.layers.Layer):
     """One token a feature: the embeddings of an item's features side by side, in schema order.
 
     Args:
-        features: sequence of dict. Of each feature `name`, `table_sizes`, `num_codes` and `start`, the first of its
-            columns among an item's codes.
+        features: sequence of dict. Of each feature `name`, `table_sizes`, `num_codes`, `start`, the first of its
+            columns among an item's codes, and where it has several tables `combiner`.
         embedding_dim: int. Width of a token.
 
     Input: codes `(..., C)` int.
@@ -37,6 +37,7 @@ class ItemTokens(keras.layers.Layer):
                 table_sizes=feature["table_sizes"],
                 embedding_dim=self.embedding_dim,
                 num_codes=feature["num_codes"],
+                combiner=feature.get("combiner", "concatenate"),
                 dtype=self.dtype_policy,
                 name=f"{feature['name']}_table",
             )

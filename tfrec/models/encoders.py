@@ -100,6 +100,7 @@ class ItemEmbedder(keras.layers.Layer):
                 "name": feature.name,
                 "table_sizes": feature.table_sizes,
                 "num_codes": feature.num_codes,
+                "combiner": feature.combiner,
                 "start": columns[feature.name].start,
             }
             for feature in features

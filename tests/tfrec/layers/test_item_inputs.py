@@ -105,6 +105,14 @@ def test_quantised_codes_are_concatenated_from_a_table_each(tmp_path):
     np.testing.assert_allclose(run(layer, codes), expected, atol=1e-7)
 
 
+def test_residual_codes_are_summed_from_a_table_each(tmp_path):
+    codes = {"codes": np.array([[[2, 2]], [[3, 0]], [[1, 6]]], np.int32)}
+    layer = check_layer(lambda **kw: FeatureEmbedding((5, 7), 3, 2, "sum", **kw), codes, (3, 1, 3), tmp_path)
+    first, second = np.split(np.asarray(layer.weights[0]), [5])
+    expected = [[first[2] + second[2]], [first[3]], [first[1] + second[6]]]
+    np.testing.assert_allclose(run(layer, codes), expected, atol=1e-7)
+
+
 def test_feature_embedding_starts_from_a_truncated_normal():
     layer = FeatureEmbedding((2000,), 16)
     layer.build()
@@ -118,6 +126,7 @@ def test_feature_embedding_starts_from_a_truncated_normal():
     [
         ({"table_sizes": (5, 5), "embedding_dim": 7, "num_codes": 2}, "`embedding_dim` must be a multiple"),
         ({"table_sizes": (5, 5), "embedding_dim": 8, "num_codes": 3}, "`table_sizes` must name one table"),
+        ({"table_sizes": (5,), "embedding_dim": 8, "combiner": "max"}, "`combiner` must be .*Received: .*max"),
     ],
 )
 def test_feature_embedding_refuses(kwargs, message):
@@ -135,6 +144,14 @@ def test_item_tokens_stand_in_schema_order(tmp_path):
     output = run(layer, {"codes": CODES})
     np.testing.assert_allclose(output[2], [ids[2], [*image[5], *image[9 + 6]]], atol=1e-7)
     np.testing.assert_array_equal(output[0], np.zeros((2, 4)))
+
+
+def test_item_tokens_of_residual_codes_are_sums():
+    features = [{"name": "text", "table_sizes": [9, 9], "num_codes": 2, "start": 1, "combiner": "sum"}]
+    layer = ItemTokens(features, 4)
+    output = run(layer, {"codes": CODES})
+    table = np.asarray(layer.weights[0])
+    np.testing.assert_allclose(output[2], [table[CODES[2, 1]] + table[9 + CODES[2, 2]]], atol=1e-7)
 
 
 def test_item_tokens_need_a_feature():

@@ -1,0 +1,60 @@
+"""What the job writes for every kind of feature is what a SavedModel's graph gives for the same raw values."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from beam_jobs.preprocess import run
+from tests.beam_jobs.logs import config_of, make_items, write_logs
+from tests.beam_jobs.records import read_examples
+from tfrec.coders import FeatureCoder
+from tfrec.config import parse
+from tfrec.schema import Schema
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logs")
+    write_logs(folder)
+    return run(parse(config_of(folder, folder / "dataset")))
+
+
+def raw_value(feature, value, directory):
+    """A value of the log as the graph takes it."""
+    if feature.vector_dim is not None:
+        if feature.encoder is not None:
+            return feature.encoder.encode([value], directory)[0]
+        return np.full(feature.vector_dim, np.nan) if value is None else value
+    if feature.multivalued:
+        return ([*(value or [])] + [""] * feature.num_codes)[: feature.num_codes]
+    return (np.nan if value is None else value) if feature.kind == "numerical" else value or ""
+
+
+def saved(module, specs, path):
+    """Signatures of a module that was written and read back."""
+
+    def code(**inputs):
+        return {name: one(inputs[name]) for name, one in module.coders.items()}
+
+    signature = tf.function(code, autograph=False).get_concrete_function(**specs)
+    tf.saved_model.save(module, str(path), signatures=signature)
+    return tf.saved_model.load(str(path)).signatures["serving_default"]
+
+
+def test_items_have_the_codes_that_a_saved_model_gives(dataset, tmp_path):
+    schema = Schema.read(dataset)
+    module = tf.Module()
+    module.coders = {one.name: FeatureCoder(one, dataset) for one in schema.side("item")[1:]}
+    specs = {name: one.signature(name) for name, one in module.coders.items()}
+    code = saved(module, specs, tmp_path / "saved")
+    rows = {row["item_id"]: row for row in make_items()}
+    examples = [one for one in read_examples(dataset, "items") if one["item_id"][0].decode() in rows]
+    inputs = {}
+    for name, one in module.coders.items():
+        column = one.feature.column
+        values = [raw_value(one.feature, rows[each["item_id"][0].decode()][column], dataset) for each in examples]
+        inputs[name] = tf.constant(values, specs[name].dtype)
+    found = code(**inputs)
+    assert set(found) == {feature.name for feature in schema.side("item")} - {"item_id"}
+    for name, codes in found.items():
+        assert codes.numpy().tolist() == [example[f"item_{name}"] for example in examples], name
