@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from beam_jobs import encoders, quantizers
 from beam_jobs.arranging import ITEM_IDS
 from beam_jobs.encoding import as_array, stack_vectors
+from beam_jobs.growth import Growth, append_new
 from beam_jobs.hashing import hash_ids
 from beam_jobs.staging import all_item_ids, positions, read_frame
 from tfrec.config import Config, FeatureConfig, ItemIds
@@ -39,13 +40,18 @@ class Fitted:
     event_types: tuple[str, ...]
     train_count: NDArray[np.int64]
     """`(num_items,)` training events of each item code."""
+    retired: NDArray[np.bool_]
+    """`(num_items,)` items of an older dataset that no log names any more: they keep their codes and nothing else."""
     quality: dict[str, Any]
     """Of each quantised feature, for the statistics."""
 
 
-def fit(staging: Path, directory: Path, config: Config) -> Fitted:
-    """Fits everything and writes vocabularies and artefacts below `directory`, the codes of items to `staging`."""
-    ids, train_count = fit_item_ids(staging, config.features.item_id)
+def fit(staging: Path, directory: Path, config: Config, growth: Growth | None = None) -> Fitted:
+    """Fits everything and writes vocabularies and artefacts below `directory`, the codes of items to `staging`.
+
+    With `growth` the older dataset's values keep their codes, new ones come behind them, and all else is taken over.
+    """
+    ids, train_count, retired = fit_item_ids(staging, config.features.item_id, growth)
     item_id = Feature(
         name=ITEM_ID,
         side="item",
@@ -55,14 +61,32 @@ def fit(staging: Path, directory: Path, config: Config) -> Fitted:
     )
     quality: dict[str, Any] = {}
     features = [item_id]
-    for feature in config.features.items:
-        features.append(fit_item_feature(staging, directory, feature, config.features.fit_sample, quality))
-    for side, settings in (("user", config.features.users), ("event", config.features.events)):
-        for feature in settings:
-            parts = read_parts(staging, f"{side}_{feature.name}")
-            features.append(_fit_from_parts(directory, feature, side, parts, config.features.fit_sample))  # type: ignore[arg-type]  # a Side
+    sides: tuple[tuple[Side, tuple[FeatureConfig, ...]], ...] = (
+        ("item", config.features.items),
+        ("user", config.features.users),
+        ("event", config.features.events),
+    )
+    for side, settings in sides:
+        for one in settings:
+            kept = growth.kept(one.name) if growth else None
+            if growth and kept:
+                growth.copy_files(kept, directory)
+                features.append(kept)
+                continue
+            feature = _fit_feature(staging, directory, side, one, config.features.fit_sample, quality)
+            features.append(growth.extend(feature, directory, one.max_size) if growth else feature)
     types = rank_values(read_parts(staging, "event_type"), 1, 1_000_000)
-    return Fitted(tuple(features), tuple(types), train_count, quality)
+    if growth:
+        types = append_new(growth.schema.event_types, types, 1_000_000)
+    return Fitted(tuple(features), tuple(types), train_count, retired, quality)
+
+
+def _fit_feature(
+    staging: Path, directory: Path, side: Side, feature: FeatureConfig, sample: int, quality: dict[str, Any]
+) -> Feature:
+    if side == "item":
+        return fit_item_feature(staging, directory, feature, sample, quality)
+    return _fit_from_parts(directory, feature, side, read_parts(staging, f"{side}_{feature.name}"), sample)
 
 
 def read_parts(staging: Path, name: str) -> pl.DataFrame:
@@ -87,29 +111,51 @@ def quantile_bins(values: NDArray[np.float64], bins: int) -> Bins:
     return Bins(boundaries=tuple(boundaries.tolist()))
 
 
-def fit_item_ids(staging: Path, settings: ItemIds) -> tuple[pl.Series, NDArray[np.int64]]:
-    """The catalogue by falling training count, ties by id, and the count of each code.
+def fit_item_ids(
+    staging: Path, settings: ItemIds, growth: Growth | None = None
+) -> tuple[pl.Series, NDArray[np.int64], NDArray[np.bool_]]:
+    """The catalogue by falling training count, ties by id; the count of each code; and which codes are retired.
 
-    Writes `ITEM_CODES`, the code of each of all item ids, and `MISSING_ITEMS`, the ids without a row in the catalogue.
+    Of a dataset that grows, the older one's ids stand in their old places before the others.
+
+    Writes `ITEM_CODES`, the code of each of all item ids, and `MISSING_ITEMS`, the items without a row of their own.
     """
     ids = all_item_ids(staging / ITEM_IDS)
     parts = read_parts(staging, "item")
     counts = np.bincount(parts["item"], weights=parts["train_count"], minlength=len(ids)).astype(np.int64)
-    seen, listed = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.bool_)
-    seen[parts["item"].to_numpy()] = True
+    listed = np.zeros(len(ids), np.bool_)
     for path in item_buckets(staging):
         listed[positions(read_frame(path, ["item_id"])["item_id"], ids).to_numpy()] = True
-    chosen = np.flatnonzero((seen | listed) & (counts >= settings.min_count))
-    chosen = chosen[np.argsort(-counts[chosen], kind="stable")][: settings.max_size]
-    if len(chosen) == 0:
+    named = listed.copy()
+    named[parts["item"].to_numpy()] = True
+    old = _places(growth.item_ids(), ids) if growth else np.zeros(0, np.int64)
+    is_new = named & (counts >= settings.min_count)
+    is_new[old[old >= 0]] = False
+    chosen = np.flatnonzero(is_new)
+    chosen = chosen[np.argsort(-counts[chosen], kind="stable")][: max(settings.max_size - len(old), 0)]
+    places = np.append(old, chosen)  # of each code among `ids`; -1 where the id was forgotten
+    if len(places) == 0:
         raise UserError("`features.item_id.min_count`: no item has so many training events; lower it.")
+    catalogue = pl.DataFrame(
+        {
+            "item_id": ids.gather(np.maximum(places, 0)).set(pl.Series(places < 0), ""),
+            "item": np.arange(len(places), dtype=np.int32) + FIRST_VALUE,
+            "retired": (places < 0) | ~named[places],
+        }
+    )
     codes = np.full(len(ids), UNKNOWN, np.int32)
-    codes[chosen] = np.arange(len(chosen), dtype=np.int32) + FIRST_VALUE
+    codes[places[places >= 0]] = catalogue["item"].to_numpy()[places >= 0]
     np.save(staging / ITEM_CODES, codes)
-    missing = ids.filter((codes >= FIRST_VALUE) & ~listed)
     (staging / "items").mkdir(exist_ok=True)
-    missing.to_frame("item_id").write_ipc(staging / "items" / MISSING_ITEMS)
-    return ids.gather(chosen), np.concatenate([[0, 0], counts[chosen]]).astype(np.int64)
+    catalogue.filter((places < 0) | ~listed[places]).write_ipc(staging / "items" / MISSING_ITEMS)
+    train_count = np.where(places < 0, 0, counts[places])
+    retired = np.append([False, False], catalogue["retired"].to_numpy())
+    return catalogue["item_id"], np.append([0, 0], train_count).astype(np.int64), retired
+
+
+def _places(values: list[str], ids: pl.Series) -> NDArray[np.int64]:
+    """Where each value stands among sorted ids; -1 where it does not."""
+    return positions(pl.Series(values, dtype=pl.String), ids).cast(pl.Int64).fill_null(-1).to_numpy()
 
 
 def item_buckets(staging: Path) -> list[Path]:

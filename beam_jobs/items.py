@@ -45,11 +45,13 @@ def count_files(num_items: int) -> int:
 
 def encode_bucket(frame: pl.DataFrame, files: ItemFiles) -> pl.DataFrame:
     """Codes, display texts and vectors of a bucket's items; those outside the catalogue are left out."""
-    ids = all_item_ids(files.staging / ITEM_IDS)
-    item = np.load(files.staging / ITEM_CODES)[positions(frame["item_id"], ids).to_numpy()]
-    frame = frame.with_columns(pl.Series("item", item)).filter(pl.col("item") >= FIRST_VALUE)
+    if "item" not in frame.columns:
+        ids = all_item_ids(files.staging / ITEM_IDS)
+        item = np.load(files.staging / ITEM_CODES)[positions(frame["item_id"], ids).to_numpy()]
+        frame = frame.with_columns(pl.Series("item", item), pl.lit(False).alias("retired"))
+        frame = frame.filter(pl.col("item") >= FIRST_VALUE)
     table = encode_texts(frame)
-    columns = [frame["item_id"], frame["item"]]
+    columns = [frame["item_id"], frame["item"], frame["retired"]]
     for feature in files.features:
         if feature.name == ITEM_ID:
             continue
@@ -66,13 +68,15 @@ def encode_bucket(frame: pl.DataFrame, files: ItemFiles) -> pl.DataFrame:
 def item_examples(frame: pl.DataFrame, train_count: np.ndarray[Any, Any]) -> dict[str, Column]:
     """The features of the Examples of some items, which stand in the order of their codes.
 
-    A vector that an item does not have is a row of NaN.
+    A vector that an item does not have is a row of NaN. `retired` is there where an item of theirs is.
     """
     columns = {
         "item_id": Column.texts([value.encode() for value in frame["item_id"]]),
         "item": Column.fixed(frame["item"].to_numpy()),
         "train_count": Column.fixed(train_count),
     }
+    if frame["retired"].any():
+        columns["retired"] = Column.fixed(frame["retired"].cast(pl.Int64).to_numpy())
     for series in frame:
         if isinstance(series.dtype, pl.Array):
             columns[series.name] = Column.fixed(series.to_numpy().reshape(len(frame), -1))

@@ -3,9 +3,10 @@
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from beam_jobs.filters import Comparison, check_patterns
+from beam_jobs.forgetting import ForgetLists, read_forget_lists
 from beam_jobs.sources import ROLES, ROW, Log, LogKind, open_log
 from beam_jobs.splits import check_split
 from beam_jobs.validation import Field, FieldKind
@@ -36,6 +37,7 @@ class LogPlan:
     fields: tuple[Field, ...]
     labels: tuple[Label, ...] = ()
     filters: Filters = field(default_factory=Filters)
+    forget: ForgetLists = field(default_factory=ForgetLists)
 
     @property
     def kind(self) -> LogKind:
@@ -100,13 +102,14 @@ def make_plan(config: Config) -> Plan:
     users = open_log("users", data.users) if data.users else None
     impressions = open_log("impressions", data.impressions) if data.impressions else None
     _check_events(config, events, impressions)
-    return Plan(
-        config=config,
-        events=_plan_events(config, events, impressions),
-        items=_plan_items(config, items) if items else None,
-        users=_plan_side(users, config.features.users, "features.users") if users else None,
-        impressions=LogPlan(impressions, *_roles_and_labels(impressions, data.labels)) if impressions else None,
-    )
+    forget = read_forget_lists(data.forget)
+    plans = {
+        "events": _plan_events(config, events, impressions),
+        "items": _plan_items(config, items) if items else None,
+        "users": _plan_side(users, config.features.users, "features.users") if users else None,
+        "impressions": LogPlan(impressions, *_roles_and_labels(impressions, data.labels)) if impressions else None,
+    }
+    return Plan(config, **{kind: plan and replace(plan, forget=forget) for kind, plan in plans.items()})  # type: ignore[arg-type]  # events are there
 
 
 def _check_features(config: Config) -> None:

@@ -1,4 +1,7 @@
-"""Raw logs to a dataset directory: `python -m beam_jobs.preprocess --config C [--set a.b=c] [-- Beam options]`."""
+"""Raw logs to a dataset directory: `python -m beam_jobs.preprocess --config C [--set a.b=c] [-- Beam options]`.
+
+With `--from OLD` the new dataset grows from an older one: see `beam_jobs.growth`.
+"""
 
 import argparse
 import logging
@@ -8,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -18,6 +22,7 @@ from beam_jobs import recipes
 from beam_jobs.analysis import Fitted, fit, item_buckets, read_parts
 from beam_jobs.arranging import FATES, ITEM_IDS, ArrangeBuckets
 from beam_jobs.filters import keep_frequent
+from beam_jobs.growth import LINEAGE, Growth, check_log, open_growth
 from beam_jobs.histories import HistoryFiles, WriteHistories
 from beam_jobs.items import ItemFiles, WriteItems, count_files, stored_items
 from beam_jobs.options import pipeline_options
@@ -47,6 +52,7 @@ from tfrec.config import Config, Filters, load, suggest
 from tfrec.errors import UsageError, UserError, mendable
 from tfrec.manifest import MANIFEST, published, read_manifest, staging_of, write_json, write_manifest
 from tfrec.schema import Schema
+from tfrec.transforms import FIRST_VALUE
 
 logger = logging.getLogger("beam_jobs")
 
@@ -57,7 +63,9 @@ _DAY_SECONDS = 86_400
 _BEAM_SUFFIX = " [while running"  # Beam adds the step to the message of whatever a worker raises
 
 
-def run(config: Config, beam_options: Sequence[str] = ()) -> Path:
+def run(
+    config: Config, beam_options: Sequence[str] = (), *, grow_from: str | Path | None = None, refit: Sequence[str] = ()
+) -> Path:
     """Makes the dataset that a configuration describes and returns its directory, `data.out`.
 
     Everything is written to a temporary sibling first, and what pipelines hand to each other to another; a failed or
@@ -66,6 +74,8 @@ def run(config: Config, beam_options: Sequence[str] = ()) -> Path:
     Args:
         config: the experiment; its sections data, histories and features are used.
         beam_options: options for Beam, such as `--runner=...`; without a runner the Fn API runner of this machine.
+        grow_from: an older dataset whose ids stay and whose fitted parts are taken over.
+        refit: features that are fitted anew all the same.
     """
     options = pipeline_options(beam_options)
     if "://" in config.data.out:
@@ -74,18 +84,29 @@ def run(config: Config, beam_options: Sequence[str] = ()) -> Path:
     plan = make_plan(config)
     target = Path(config.data.out)
     _check_target(target)
+    growth = _open_growth(plan, grow_from, refit)
     with published(target) as directory, _staging(directory) as staging:
         num_buckets = count_buckets(plan)
         logger.info("reading %s into %d buckets", ", ".join(log.kind for log in plan.logs), num_buckets)
         read_logs(plan, staging, directory, num_buckets, options)
-        arrange_buckets(plan, staging, num_buckets, options)
+        arrange_buckets(plan, staging, num_buckets, options, growth)
         logger.info("fitting vocabularies, bins and quantisers")
-        fitted = fit(staging, directory, config)
-        schema = make_schema(plan, staging, fitted)
+        fitted = fit(staging, directory, config, growth)
+        schema = make_schema(plan, staging, fitted, growth)
         records = write_dataset(plan, staging, directory, schema, fitted, num_buckets, options)
-        finish(plan, staging, directory, schema, fitted, records)
+        finish(plan, staging, directory, schema, fitted, records, growth.lineage() if growth else [])
     logger.info("%s", account_table(read_manifest(target)["account"]))
     return target
+
+
+def _open_growth(plan: Plan, path: str | Path | None, refit: Sequence[str]) -> Growth | None:
+    if path is None:
+        if refit:
+            raise UsageError("`--refit` needs `--from`: without an older dataset everything is fitted anew.")
+        return None
+    growth = open_growth(path, plan.config, plan.events.forget, refit)
+    check_log(growth, has_time=plan.has_time, has_event_types=plan.events.has("event_type"))
+    return growth
 
 
 def _check_target(target: Path) -> None:
@@ -149,9 +170,11 @@ def read_logs(plan: Plan, staging: Path, directory: Path, num_buckets: int, opti
             raise UserError(f"{log.log.files[0].path}: holds no rows.")
 
 
-def arrange_buckets(plan: Plan, staging: Path, num_buckets: int, options: PipelineOptions) -> None:
+def arrange_buckets(
+    plan: Plan, staging: Path, num_buckets: int, options: PipelineOptions, growth: Growth | None = None
+) -> None:
     """Second pipeline: filters over all buckets, then sessions, splits and lengths bucket by bucket."""
-    _number_items(staging)
+    _number_items(staging, growth.item_ids() if growth else [])
     filters = plan.config.data.filters
     if filters.k_core or filters.min_item_events > 1 or filters.min_user_events > 1:
         _filter_infrequent(staging, filters)
@@ -170,12 +193,16 @@ def arrange_buckets(plan: Plan, staging: Path, num_buckets: int, options: Pipeli
         )
 
 
-def _number_items(staging: Path) -> None:
-    """Writes the ids of every item that any log names: items are their places in it until they get codes."""
+def _number_items(staging: Path, old_ids: Sequence[str]) -> None:
+    """Writes the ids of every item that any log names: items are their places in it until they get codes.
+
+    Of a dataset that grows, the ids of the older one too; what was forgotten has none.
+    """
     ids = [
         read_texts(folder, "item_id") for kind in ("events", "impressions") for folder in bucket_folders(staging / kind)
     ]
     ids += [read_frame(path, ["item_id"])["item_id"] for path in item_buckets(staging)]
+    ids.append(pl.Series([item_id for item_id in old_ids if item_id], dtype=pl.String))
     write_item_ids(staging / ITEM_IDS, ids)
 
 
@@ -194,7 +221,7 @@ def _filter_infrequent(staging: Path, filters: Filters) -> None:
         np.save(staging / FATES / f"{folder.name}.npy", fate)
 
 
-def make_schema(plan: Plan, staging: Path, fitted: Fitted) -> Schema:
+def make_schema(plan: Plan, staging: Path, fitted: Fitted, growth: Growth | None = None) -> Schema:
     """The contract of the dataset."""
     config, counts = plan.config, read_counts(staging / "arranged.json")
     events = _stored(counts, "events")
@@ -208,6 +235,7 @@ def make_schema(plan: Plan, staging: Path, fitted: Fitted) -> Schema:
                 f"`data.target_events`: no training event of type `{name}`; {suggest(name, fitted.event_types)}"
             )
     _check_targets(plan, staging)
+    time_origin = _first_day(staging) if plan.has_time else 0
     return Schema(
         features=fitted.features,
         event_types=fitted.event_types,
@@ -219,13 +247,13 @@ def make_schema(plan: Plan, staging: Path, fitted: Fitted) -> Schema:
         has_sessions=plan.has_sessions,
         session_gap_seconds=_session_gap(plan),
         has_impressions=plan.impressions is not None,
-        time_origin=_time_origin(staging) if plan.has_time else 0,
+        time_origin=growth.time_origin(time_origin) if growth else time_origin,
         max_events=config.histories.max_events,
         repeats=config.data.repeats,
         split=config.data.split,
         counts={
             "users": int(pl.concat(lengths)["users"].sum()),
-            "items": len(fitted.train_count) - 2,
+            "items": int((~fitted.retired[FIRST_VALUE:]).sum()),
             "events": events,
             "train_events": int(train),
             "impressions": _stored(counts, "impressions"),
@@ -256,7 +284,7 @@ def _stored(counts: Counts, kind: str) -> int:
     return sum(count for key, count in counts.items() if key[0] == kind and key[2] == "stored")
 
 
-def _time_origin(staging: Path) -> int:
+def _first_day(staging: Path) -> int:
     first = min(int(path.read_text(encoding="utf-8")) for path in (staging / "events").glob(f"*/{FIRST_TIME}"))
     return first // (MICROSECONDS * _DAY_SECONDS) * _DAY_SECONDS
 
@@ -291,7 +319,13 @@ def write_dataset(
 
 
 def finish(
-    plan: Plan, staging: Path, directory: Path, schema: Schema, fitted: Fitted, records: Mapping[str, int]
+    plan: Plan,
+    staging: Path,
+    directory: Path,
+    schema: Schema,
+    fitted: Fitted,
+    records: Mapping[str, int],
+    lineage: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes schema, statistics and, last, the manifest with the account."""
     counts = [read_counts(staging / "read.json"), read_counts(staging / "arranged.json")]
@@ -303,7 +337,8 @@ def finish(
     for path in (directory / "rejected").glob("*.jsonl"):
         with path.open("rb") as file:
             records = {**records, path.relative_to(directory).as_posix(): sum(1 for _ in file)}
-    write_manifest(directory, {"kind": "dataset", "account": account}, records)
+    content = {"kind": "dataset", "account": account} | ({LINEAGE: lineage} if lineage else {})
+    write_manifest(directory, content, records)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -311,12 +346,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m beam_jobs.preprocess", description=__doc__)
     parser.add_argument("--config", required=True, help="the experiment's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="overrides a key of the file")
+    parser.add_argument("--from", dest="grow_from", metavar="OLD", help="an older dataset to grow from")
+    parser.add_argument("--refit", action="append", default=[], metavar="FEATURE", help="fitted anew despite --from")
     parser.add_argument("beam_options", nargs="*", help="options for Beam, after --")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
     logger.setLevel(logging.INFO)
     try:
-        path = run(load(parsed.config, parsed.set), parsed.beam_options)
+        config = load(parsed.config, parsed.set)
+        path = run(config, parsed.beam_options, grow_from=parsed.grow_from, refit=parsed.refit)
     except KeyboardInterrupt:
         sys.stderr.write("tfrec: interrupted; nothing was written.\n")
         return 130

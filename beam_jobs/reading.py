@@ -14,6 +14,7 @@ import polars as pl
 from apache_beam.transforms.combiners import ToList
 
 from beam_jobs.filters import COMPARE, filter_reasons
+from beam_jobs.forgetting import REASON, forgotten_rows, hide_values
 from beam_jobs.hashing import buckets_of
 from beam_jobs.plan import EXCLUDE_PREFIX, LABEL_PREFIX, REQUIRE_PREFIX, LogPlan
 from beam_jobs.sources import ROW, Batch, Fragment, as_bytes, from_bytes, list_fragments, read_batches
@@ -42,15 +43,22 @@ class CheckedBatch:
 
 
 def check_rows(batch: Batch, plan: LogPlan) -> CheckedBatch:
-    """Checks the rows of a batch, makes labels, and takes out what `exclude` and `require` filter."""
+    """Checks the rows of a batch, makes labels, and takes out what `forget`, `exclude` and `require` filter."""
     name = batch.file.name
     rejects = broken_rejects(batch.broken, name)
+    if plan.forget:
+        rejects = hide_values(rejects, plan.forget)
     if len(batch.frame) == 0:
         counts = Counter({(name, "input", ""): len(rejects)}) + _by_rule(rejects)
         return CheckedBatch(pl.DataFrame(), rejects, counts, 1, batch.file.index)
     checked, passes, found = check_batch(batch.frame, plan.fields, name)
     first_row = int(checked[ROW][0])
     counts = Counter({(name, "input", ""): len(checked) + len(rejects)})
+    if plan.forget:
+        gone = forgotten_rows(checked, plan.forget)
+        found = found.filter(~found["row"].is_in(checked[ROW].filter(gone).implode()))
+        checked, passes = checked.filter(~gone), passes.filter(~gone)
+        counts[name, "filtered", REASON] = int(gone.sum())
     rejects = pl.concat([rejects, found])
     counts += _by_rule(rejects)
     if plan.kind == "items":  # a rejected row still names an item; its content stays unknown

@@ -110,7 +110,7 @@ def make_statistics(staging: Path, directory: Path, plan: Plan, schema: Schema, 
         "counts": schema.counts,
         "events_by_split": events,
         "history_length": weighted_quantiles(read_parts(staging, "length")),
-        "items": _item_statistics(fitted.train_count[FIRST_VALUE:]),
+        "items": _item_statistics(fitted.train_count[~fitted.retired][FIRST_VALUE:]),
         "features": {
             feature.name: _feature_statistics(staging, directory, feature)
             for feature in schema.features
@@ -131,8 +131,9 @@ def make_statistics(staging: Path, directory: Path, plan: Plan, schema: Schema, 
         document["train_events_by_type"] = {name: found[name] for name in schema.event_types}
     for name, quality in fitted.quality.items():
         document["features"][name]["quantiser"] = quality
-    missing = len(read_frame(staging / "items" / MISSING_ITEMS))
+    missing = int((~read_frame(staging / "items" / MISSING_ITEMS)["retired"]).sum())
     document["items"]["without_content"] = missing if plan.items is not None else 0
+    document["items"]["retired"] = int(fitted.retired.sum())
     return document
 
 

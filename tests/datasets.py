@@ -422,6 +422,7 @@ def _write_cache(directory: Path, made: Made, files: int) -> None:
     catalogue = Catalogue(
         codes=made.codes.astype(np.int32),
         train_count=made.train_count,
+        retired=np.zeros(len(made.train_count), np.bool_),
         vectors={"image": made.vectors.astype(np.float16)},
         item_ids=made.item_ids,
         display={"title": made.titles},

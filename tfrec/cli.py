@@ -164,6 +164,12 @@ def doctor(
 def preprocess(
     config: ConfigOption,
     overrides: SetOption = None,
+    grow_from: Annotated[
+        Path | None, typer.Option("--from", metavar="OLD", help="Keep this dataset's ids and fitted parts.")
+    ] = None,
+    refit: Annotated[
+        list[str] | None, typer.Option("--refit", metavar="FEATURE", help="Fit it anew despite --from. Repeatable.")
+    ] = None,
     beam_options: Annotated[
         list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Passed on to Apache Beam.")
     ] = None,
@@ -171,6 +177,9 @@ def preprocess(
     """Raw logs -> dataset directory, with Apache Beam.
 
     The same as python -m beam_jobs.preprocess.
+
+    With --from new values come behind the old ones, whose ids never move. The logs are read whole: they hold every
+    day that the new dataset is to have.
 
     Options behind `--` are passed on to Beam, for example
     -- --direct_running_mode=multi_processing --direct_num_workers=2
@@ -184,7 +193,7 @@ def preprocess(
     parsed = load(config, overrides or [])
     from beam_jobs import preprocess as job
 
-    print(job.run(parsed, beam_options or []))
+    print(job.run(parsed, beam_options or [], grow_from=grow_from, refit=refit or []))
 
 
 @data_app.command("inspect")

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfrec.manifest import MANIFEST, fingerprint, published, read_manifest, verify, write_manifest
+from tfrec.transforms import FIRST_VALUE
 
 CACHE = "cache"
 SPLITS = {"train": 0, "validation": 1, "test": 2}
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,19 @@ class Catalogue:
     """Codes of the item features, `(V, columns)`, by `Schema.item_columns`."""
     train_count: NDArray[np.int64]
     """Events of the training split, `(V,)`."""
+    retired: NDArray[np.bool_]
+    """Items that no log names any more, `(V,)`: they keep their codes, and are not recommended."""
     vectors: dict[str, NDArray[np.float16]]
     """Vectors `(V, d)` of the features that keep them; zeros where an item has none."""
     item_ids: list[str]
-    """Raw ids; those of padding and unknown are empty."""
+    """Raw ids; those of padding and unknown are empty, and those that were forgotten."""
     display: dict[str, list[str]]
     """Raw text fields for people to read."""
+
+    @property
+    def candidates(self) -> NDArray[np.int64]:
+        """The items that can be recommended: all real ones that are not retired."""
+        return np.flatnonzero(~self.retired[FIRST_VALUE:]) + FIRST_VALUE
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ def read_cache(directory: Path, *, whole: bool = False) -> tuple[Catalogue, Hist
     catalogue = Catalogue(
         codes=_load(cache, "item_codes"),
         train_count=_load(cache, "train_count"),
+        retired=_load(cache, "retired"),
         vectors=load("vector_"),
         item_ids=_read_text(cache, "item_ids"),
         display={name.removeprefix("display_"): _read_text(cache, name) for name in sorted(displays)},
@@ -125,6 +134,7 @@ def _arrays(catalogue: Catalogue, histories: Histories) -> dict[str, NDArray[Any
     arrays: dict[str, NDArray[Any]] = {
         "item_codes": catalogue.codes,
         "train_count": catalogue.train_count,
+        "retired": catalogue.retired,
         "offsets": histories.offsets,
     }
     arrays |= {f"vector_{name}": array for name, array in catalogue.vectors.items()}

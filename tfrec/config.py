@@ -90,6 +90,15 @@ class Filters(Section):
     """Column -> comparison that a row must pass (`Quantity: "> 0"`)."""
 
 
+class Forget(Section):
+    """Whose rows are left out, and counted: text files with one raw id a line."""
+
+    users: str | None = None
+    """Users to forget."""
+    items: str | None = None
+    """Items to forget: they leave the catalogue too."""
+
+
 class Recipe(Section):
     """A public data set in the form in which its publisher gives it out."""
 
@@ -124,6 +133,8 @@ class Data(Section):
     """`first` drops a user's later events of the same item, before filters and split."""
     filters: Filters = Filters()
     """What is dropped before the split."""
+    forget: Forget = Forget()
+    """Users and items that leave no trace but their number."""
     split: Split = Split(kind="leave_one_out")
     """Training, validation, test."""
     max_rejected: float = Field(0.5, ge=0, le=1)

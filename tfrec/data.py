@@ -178,7 +178,7 @@ def _read_catalogue(dataset: Dataset) -> Catalogue:
     schema, folder = dataset.schema, dataset.directory / "items"
     parts = schema.item_columns()
     vector_features = [feature for feature in schema.side("item") if feature.keep_vectors]
-    integers = ["item", "train_count", *(f"item_{name}" for name in parts if name != ITEM_ID)]
+    integers = ["item", "train_count", "retired", *(f"item_{name}" for name in parts if name != ITEM_ID)]
     floats = [f"vector_{feature.name}" for feature in vector_features]
     texts = ["item_id", *(f"display_{name}" for name in schema.display)]
     read = _read_records(dataset, "items", integers, floats, texts)
@@ -202,6 +202,7 @@ def _read_catalogue(dataset: Dataset) -> Catalogue:
     return Catalogue(
         codes=codes,
         train_count=np.concatenate([[0, 0], read["train_count"][0]]).astype(np.int64),
+        retired=_flags(read, "retired"),
         vectors=vectors,
         item_ids=["", "", *_strings(read, "item_id", values)],
         display={name: ["", "", *_strings(read, f"display_{name}", values)] for name in schema.display},
@@ -282,6 +283,14 @@ def _matrix(read: Read, name: str, width: int, folder: Path) -> NDArray[np.int32
     if not (counts == width).all():
         raise UserError(f"{folder}: `{name}` has not {width} value(s) in every record; {_AGAIN}")
     return values.reshape(-1, width)
+
+
+def _flags(read: Read, name: str) -> NDArray[np.bool_]:
+    """One flag a code, False where a record has none."""
+    values, counts = read[name]
+    flags = np.zeros(len(counts) + FIRST_VALUE, np.bool_)
+    flags[np.flatnonzero(counts) + FIRST_VALUE] = values != 0
+    return flags
 
 
 def _vectors(read: Read, name: str, width: int, folder: Path) -> NDArray[np.float32]:

@@ -138,7 +138,7 @@ def evaluate(run: Run, split: Literal["test", "validation"] = "test") -> Evaluat
         "users": len(np.unique(ranks.user)),
         "unknown_targets": int((~ranks.known).sum()),
         "empty_histories": int((ranks.place == 0).sum()),
-        "candidates": len(catalogue.train_count) - FIRST_VALUE,
+        "candidates": len(catalogue.candidates),
         "ks": ks,
         "filter_seen": settings.filter_seen,
         "ties": "expectation",
@@ -198,6 +198,7 @@ def rank_queries(model: Any, catalogue: Catalogue, batches: Iterable[Batch], *, 
     items = encode_catalogue(model, len(catalogue.train_count))
     columns = _columns(items)
     popularity = catalogue.train_count[FIRST_VALUE:].astype(np.float32)
+    retired = np.flatnonzero(catalogue.retired[FIRST_VALUE:])
     rows_at_once = max(_SCORES_AT_ONCE // len(items), 1)
     parts: dict[str, list[Array]] = {name: [] for name in ("user", "place", "target", "better", "equal")}
     most_rows = 0
@@ -209,6 +210,7 @@ def rank_queries(model: Any, catalogue: Catalogue, batches: Iterable[Batch], *, 
             part = slice(start, start + rows_at_once)
             scores = _products(users[part], columns)[:, : len(items)]
             scores[~batch["item"][part].any(axis=1)] = popularity
+            scores[:, retired] = -np.inf
             better, equal = count_better(scores, batch["target"][part], seen[part])
             parts["better"].append(better)
             parts["equal"].append(equal)
@@ -279,12 +281,12 @@ def recommend(
         scores = (catalogue.train_count[FIRST_VALUE:] / max(catalogue.train_count.sum(), 1)).astype(np.float32)
         seen = np.zeros(0, np.int32)
     else:
-        code_of = {item_id: code for code, item_id in enumerate(catalogue.item_ids[FIRST_VALUE:], FIRST_VALUE)}
+        code_of = {item_id: code for code, item_id in enumerate(catalogue.item_ids) if item_id}
         seen = np.array([code_of.get(item_id, UNKNOWN) for item_id in history], np.int32)
         batch = _request(run.schema, seen, times, event_types, request_time, run.model.history_length)
         user = _encode_users(run.model, batch, 1)
         scores = _products(user, _columns(encode_catalogue(run.model, len(catalogue.train_count))))[0]
-    candidates = np.arange(FIRST_VALUE, len(catalogue.train_count))
+    candidates = catalogue.candidates
     if run.config.evaluation.filter_seen:
         candidates = np.setdiff1d(candidates, seen)
     best = candidates[np.argsort(-scores[candidates - FIRST_VALUE], kind="stable")[:k]]

@@ -81,7 +81,7 @@ def _check_exportable(run: Run) -> None:
         )
     if not isinstance(run.model, RetrievalModel):
         raise UserError(f"{run.directory}: a {type(run.model).__name__}; only retrieval models can be exported.")
-    if not run.dataset.catalogue().item_ids[FIRST_VALUE:]:
+    if not len(run.dataset.catalogue().candidates):
         raise UserError(f"{run.dataset.directory}: has an empty catalogue, so there is nothing to recommend.")
 
 
@@ -103,16 +103,18 @@ class _Version:
 
     Args:
         run: what is published.
-        vectors: `(V - 2, D)` of every item, item 2 first.
+        vectors: `(V - 2, D)` of every item, item 2 first; those of retired items are left out.
         directory: where it is written.
         kind: of index.
     """
 
     def __init__(self, run: Run, vectors: NDArray[np.float32], directory: Path, kind: str) -> None:
-        self.run, self.vectors, self.directory, self.kind = run, vectors, directory, kind
+        self.run, self.directory, self.kind = run, directory, kind
         self.catalogue = run.dataset.catalogue()
-        self.item_ids = self.catalogue.item_ids[FIRST_VALUE:]
-        self.k = min(run.config.export.k, len(vectors))
+        self.items = self.catalogue.candidates
+        self.vectors = vectors[self.items - FIRST_VALUE]
+        self.item_ids = [self.catalogue.item_ids[item] for item in self.items]
+        self.k = min(run.config.export.k, len(self.items))
         self.samples = parity.samples(run)
 
     def write(self, name: str) -> None:
@@ -159,8 +161,9 @@ class _Version:
             run.schema,
             run.dataset.directory,
             run.model,
+            items=self.items,
             item_ids=self.item_ids,
-            train_count=catalogue.train_count[FIRST_VALUE:],
+            train_count=catalogue.train_count[self.items],
             search=search,
             k=self.k,
             filter_seen=run.config.evaluation.filter_seen,

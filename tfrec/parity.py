@@ -114,21 +114,23 @@ def _numbers(transform: Bins) -> NDArray[np.float64]:
 
 
 def run_scores(run: Run, batch: Batch, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores `(B, V - 2)` of every item by the run itself, item 2 first; -inf for seen items where they are filtered.
+    """Scores `(B, N)` of the catalogue's candidates by the run itself; -inf for seen items where they are filtered.
 
     Args:
         run: whose model answers.
         batch: of queries.
-        vectors: `(V - 2, D)` of every item, item 2 first.
+        vectors: `(N, D)` of the candidates.
     """
+    catalogue = run.dataset.catalogue()
     scores = np.asarray(run.model.encode_users(batch), np.float32) @ vectors.T
     seen = np.asarray(batch["seen"], np.int64)
     if run.config.evaluation.filter_seen:
-        row, place = np.nonzero(seen >= FIRST_VALUE)
-        scores[row, seen[row, place] - FIRST_VALUE] = -np.inf
-    train_count = run.dataset.catalogue().train_count
-    without_history = ~seen.any(axis=1)
-    scores[without_history] = train_count[FIRST_VALUE:] / max(1, train_count.sum())
+        positions = np.full(len(catalogue.train_count), -1)
+        positions[catalogue.candidates] = np.arange(len(vectors))
+        row, place = np.nonzero(positions[seen] >= 0)
+        scores[row, positions[seen[row, place]]] = -np.inf
+    shares = catalogue.train_count[catalogue.candidates] / max(1, catalogue.train_count.sum())
+    scores[~seen.any(axis=1)] = shares
     return scores
 
 
@@ -151,7 +153,7 @@ def compare(
     list has in that place.
 
     Args:
-        scores: `(B, V - 2)` of the run, item 2 first.
+        scores: `(B, N)` of the run.
         answer: `item_ids` and `scores`, `(B, k)`, of `recommend`.
         item_ids: raw ids of the same items.
         name: of who answered, for the message.

@@ -26,7 +26,7 @@ from tfrec.parity import raw_values
 from tfrec.runs import Run
 from tfrec.schema import ITEM_ID, Schema
 from tfrec.stock_loader import Request
-from tfrec.transforms import FIRST_VALUE, Quantizer
+from tfrec.transforms import Quantizer
 
 EXTRA = "assets.extra"
 ITEMS = f"{EXTRA}/items.jsonl"
@@ -71,7 +71,7 @@ def write_display(directory: Path, catalogue: Catalogue) -> None:
     path = directory / ITEMS
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for item in range(FIRST_VALUE, len(catalogue.item_ids)):
+        for item in catalogue.candidates:
             fields = {name: texts[item] for name, texts in catalogue.display.items()}
             file.write(json.dumps({ITEM_ID: catalogue.item_ids[item], **fields}, ensure_ascii=False) + "\n")
 
@@ -93,7 +93,7 @@ def warmup_requests(schema: Schema, catalogue: Catalogue, directory: Path, histo
         histories: a raw request of `recommend`, from which rows are taken.
     """
     available = len(histories["history_length"])
-    items = np.arange(FIRST_VALUE, len(catalogue.item_ids))
+    items = catalogue.candidates
     for size in _WARMUP_SIZES:
         chosen = np.resize(np.arange(available), size)
         users = {name: values[chosen] for name, values in histories.items()}

@@ -36,7 +36,8 @@ class RetrievalSignatures(tf.Module):
         schema: of the dataset.
         directory: of the dataset.
         model: with its weights and its catalogue.
-        item_ids: raw ids of the catalogue, the first has code 2.
+        items: codes of the items that can be recommended.
+        item_ids: raw ids of the same items.
         train_count: training events of the same items.
         search: over the vectors of the same items.
         k: items of an answer; at most those of the catalogue are given.
@@ -49,6 +50,7 @@ class RetrievalSignatures(tf.Module):
         directory: Path,
         model: RetrievalModel,
         *,
+        items: NDArray[np.int64],
         item_ids: list[str],
         train_count: NDArray[Any],
         search: Search,
@@ -62,6 +64,9 @@ class RetrievalSignatures(tf.Module):
         self.search = search
         self.weights_ = _weights(model)
         self.item_ids = tf.Variable(item_ids, trainable=False, name="item_ids")
+        positions = np.full(schema.num_items, -1, np.int32)  # of each code in the search; -1 = not there
+        positions[items] = np.arange(len(items))
+        self.positions = tf.Variable(positions, trainable=False, name="positions")
         popular = np.argsort(-train_count, kind="stable")[: self.k]
         self.popular = tf.Variable(popular.astype(np.int32), trainable=False, name="popular")
         shares = train_count[popular] / max(1, train_count.sum())
@@ -101,7 +106,7 @@ class RetrievalSignatures(tf.Module):
 
     def _recommend(self, model: RetrievalModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         states, seen = self._states(model, inputs)
-        excluded = seen - FIRST_VALUE if self.filter_seen else tf.fill([tf.shape(seen)[0], 1], -1)
+        excluded = tf.gather(self.positions, seen) if self.filter_seen else tf.fill([tf.shape(seen)[0], 1], -1)
         positions, scores = self.search(states, self.k, excluded)
         is_new = tf.reduce_all(seen == 0, axis=1, keepdims=True)
         positions = tf.where(is_new, self.popular, positions)
@@ -109,7 +114,7 @@ class RetrievalSignatures(tf.Module):
         return self._answer(positions, scores)
 
     def _similar(self, item_ids: Tensor) -> dict[str, Tensor]:
-        positions = self.item_coder(item_ids) - FIRST_VALUE
+        positions = tf.gather(self.positions, self.item_coder(item_ids))
         known = positions >= 0
         nearest, scores = self.search.nearest(tf.maximum(positions, 0), self.k)
         return self._answer(nearest, tf.where(known[:, None], scores, -np.inf))

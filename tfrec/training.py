@@ -46,7 +46,8 @@ from tfrec.transforms import FIRST_VALUE
 
 _log = logging.getLogger(__name__)
 _TRAINED_BY = ("data", "histories", "features", "model", "objective", "training")
-_PATHS = {"out": True, "recipe": {"path"}, **{name: {"files"} for name in ("events", "items", "users", "impressions")}}
+_LOGS = ("events", "items", "users", "impressions")
+_PATHS = {"out": True, "forget": True, "recipe": {"path"}, **{name: {"files"} for name in _LOGS}}
 _BESIDE = {"tensorboard", "jit_compile"}
 _LEFT_OUT: dict[str, Any] = {"data": _PATHS, "training": _BESIDE}  # keys that make no other training
 _NEGATIVES = 4  # stream of random numbers: [seed, stream, epoch, batch]; 1 to 3 are those of tfrec.windows

@@ -30,7 +30,8 @@ class _Spec(BaseModel):
 class Vocabulary(_Spec):
     """Values listed in a file, one a line, in the order of their codes; anything else is unknown.
 
-    A tab, newline or backslash inside a value is written as an escape, so that one line is one value.
+    A tab, newline or backslash inside a value is written as an escape, so that one line is one value. A code whose
+    value was forgotten has none: it reads as the empty string, which is nobody's value.
     """
 
     type: Literal["vocabulary"] = "vocabulary"
@@ -288,18 +289,26 @@ _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _UNESCAPES = {written[1]: raw for raw, written in _ESCAPES.items()}
 
 
+_NO_VALUE = "\\-"  # begins the line of an empty value; no escaped text does
+
+
 def write_values(path: Path, values: Sequence[str]) -> None:
-    """Writes one value a line, escaping backslash, newline, carriage return and tab."""
+    """Writes one value a line, escaping backslash, newline, carriage return and tab; no two lines are equal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = str.maketrans(_ESCAPES)
-    path.write_text("".join(value.translate(table) + "\n" for value in values), encoding="utf-8", newline="\n")
+    lines = (value.translate(table) if value else f"{_NO_VALUE}{place}" for place, value in enumerate(values))
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="\n")
 
 
 def read_values(path: Path) -> list[str]:
     """Reads what `write_values` wrote."""
     text = path.read_text(encoding="utf-8")
     lines = text.split("\n")[:-1]
-    return [re.sub(r"\\(.)", lambda match: _UNESCAPES[match[1]], line) if "\\" in line else line for line in lines]
+    return [_unescaped(line) if "\\" in line else line for line in lines]
+
+
+def _unescaped(line: str) -> str:
+    return "" if line.startswith(_NO_VALUE) else re.sub(r"\\(.)", lambda match: _UNESCAPES[match[1]], line)
 
 
 def write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:

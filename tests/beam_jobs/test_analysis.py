@@ -43,9 +43,10 @@ def test_values_rank_by_count_then_value():
 
 def test_the_catalogue_is_the_items_file_and_every_item_of_an_event(tmp_path):
     staging = make_staging(tmp_path, make_items(x=[1, 2, 3]), {"i1": 5, "new": 7, "i0": 5}, seen=["late"])
-    ids, counts = fit_item_ids(staging, ItemIds())
+    ids, counts, retired = fit_item_ids(staging, ItemIds())
     assert ids.to_list() == ["new", "i0", "i1", "i2", "late"]
     assert counts.tolist() == [0, 0, 7, 5, 5, 0, 0]
+    assert not retired.any()
     missing = pl.read_ipc(staging / "items" / "99999.arrow")["item_id"].to_list()
     assert sorted(missing) == ["late", "new"]
 

@@ -54,6 +54,12 @@ def test_vocabulary_coder_matches_the_transform_on_all_nasty_values(tmp_path):
     assert (got > 1).sum() == len([value for value in NASTY[::2] if value])
 
 
+def test_codes_without_a_value_are_found_by_nothing(tmp_path):
+    look_up = VocabularyCoder(vocabulary(tmp_path, ["", "b", "", "\\-2", "-2"]), tmp_path)
+    asked = ["", "b", "\\-0", "\\-2", "-2", "\\\\-2"]
+    assert look_up(tf.constant(asked)).numpy().tolist() == [1, 3, 1, 5, 6, 1]
+
+
 @pytest.mark.parametrize("values", [["a", "at", "tb", "n"], ["a", "a\tb"]])
 def test_values_are_escaped_where_the_vocabulary_has_escapes(tmp_path, values):
     look_up = VocabularyCoder(vocabulary(tmp_path, values), tmp_path)

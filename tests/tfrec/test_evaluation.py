@@ -142,7 +142,7 @@ def test_identical_items_tie_whatever_the_number_of_queries(values, queries):
         "user": np.arange(queries, dtype=np.int32),
     }
     size = values + 2
-    catalogue = Catalogue(np.zeros((size, 1), np.int32), np.arange(size), {}, [""] * size, {})
+    catalogue = Catalogue(np.zeros((size, 1), np.int32), np.arange(size), np.zeros(size, bool), {}, [""] * size, {})
     ranks = rank_queries(Alike(size), catalogue, [batch], filter_seen=False)
     assert ranks.better.tolist() == [0] * queries
     assert ranks.equal.tolist() == [values - 1] * queries
@@ -165,12 +165,36 @@ def test_unknown_targets_are_misses_and_counted():
         "target": np.array([1, 4], np.int32),
         "user": np.array([0, 1], np.int32),
     }
-    catalogue = Catalogue(np.zeros((6, 1), np.int32), np.arange(6), {}, [""] * 6, {})
+    catalogue = Catalogue(np.zeros((6, 1), np.int32), np.arange(6), np.zeros(6, bool), {}, [""] * 6, {})
     ranks = rank_queries(model, catalogue, [batch], filter_seen=True)
     assert ranks.known.tolist() == [False, True]
     values = ranks.values([100])
     assert values["recall@100"].tolist() == [0, 1]
     assert values["mrr"][0] == values["ndcg@100"][0] == 0
+
+
+def test_retired_items_stand_before_nobody():
+    batch = {
+        "item": np.array([[2], [2]], np.int32),
+        "seen": np.array([[2], [2]], np.int32),
+        "target": np.array([3, 4], np.int32),
+        "user": np.array([0, 1], np.int32),
+    }
+    retired = np.array([False] * 5 + [True])
+    for none, better in ((~retired & False, [2, 1]), (retired, [1, 0])):
+        catalogue = Catalogue(np.zeros((6, 1), np.int32), np.arange(6), none, {}, [""] * 6, {})
+        ranks = rank_queries(Rising(), catalogue, [batch], filter_seen=True)
+        assert ranks.better.tolist() == better
+
+
+class Rising:
+    """Later items score higher."""
+
+    def encode_users(self, batch):
+        return np.ones((len(batch["item"]), 1), np.float32)
+
+    def encode_items(self, items):
+        return np.asarray(items, np.float32)[:, None]
 
 
 def test_the_target_stays_a_candidate_where_it_was_seen():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -341,3 +342,32 @@ def test_killed_export_leaves_no_version(run, tmp_path, moment):
     for number in publishing.versions(tmp_path / "shop"):
         verify(tmp_path / "shop" / str(number), whole=True)
     assert moment == "manifest.json" or not publishing.versions(tmp_path / "shop")
+
+
+def test_retired_items_are_never_recommended(tmp_path):
+    run = make_run(tmp_path, config={"export": {"k": 40}})
+    catalogue = run.dataset.catalogue()
+    retired = np.zeros(len(catalogue.item_ids), bool)
+    retired[[4, 9, 20]] = True
+    run.dataset._catalogue = dataclasses.replace(catalogue, retired=retired)
+    ids = catalogue.item_ids
+    live = {ids[item] for item in range(2, len(ids)) if item not in (4, 9, 20)}
+    (version,) = export(run, tmp_path / "models" / "shop")
+    signatures = tf.saved_model.load(str(version)).signatures
+    history = [ids[4], ids[7], ids[8]]
+    asked = {
+        name: value
+        for name, value in users(history, []).items()
+        if name in signatures["recommend"].structured_input_signature[1]
+    }
+    got = answer(signatures["recommend"], asked)
+    for row, seen in zip(got["item_ids"], (set(history), set()), strict=True):
+        found = [item.decode() for item in row if item]
+        assert len(found) == len(set(found))
+        assert set(found) == live - seen
+    times = (TIME_ORIGIN + 60 * np.arange(3)).tolist()
+    expected = recommend(run, history, times=times, event_types=["view"] * 3, k=40)
+    assert [item.decode() for item in got["item_ids"][0] if item] == [item for item, _ in expected]
+    near = answer(signatures["similar_items"], {"item_ids": np.array([ids[9], ids[10]], object)})["item_ids"]
+    assert not any(near[0])
+    assert {item.decode() for item in near[1] if item} == live - {ids[10]}
