@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from tfrec.layers import Tensor
-from tfrec.layers.causal_transformer_block import CausalTransformerBlock
 from tfrec.layers.mlp import MLP
+from tfrec.layers.transformer_block import TransformerBlock
 
 NEAR_ZERO = 1e-3
 """Standard deviation of the last kernel of an MLP whose output is added to a sum that is good from the start."""
@@ -29,11 +29,11 @@ class HierarchicalCausalTransformer(keras.layers.Layer):
             `"mlp"`.
         residual: bool. Whether the sum of H_0 is added to the MLP, whose last layer then starts near 0, so that an
             item starts as the sum of its tokens. Defaults to True.
-        token_mask: str. Inside an item, see `CausalTransformerBlock`. Defaults to `"causal"`.
+        token_mask: str. Inside an item, see `TransformerBlock`. Defaults to `"causal"`.
         time_bias: bool. Whether attention is biased by time gaps. Defaults to False.
-        norm_first: bool. Order of the norms, see `CausalTransformerBlock`. Defaults to False.
+        norm_first: bool. Order of the norms, see `TransformerBlock`. Defaults to False.
         activation: str. Of feed-forward networks and the MLP. Defaults to `"relu"`.
-        dropout: float. See `CausalTransformerBlock`. Defaults to 0.
+        dropout: float. See `TransformerBlock`. Defaults to 0.
 
     Input: tokens `(B, L * K, D)`; valid_mask `(B, L * K)` bool, True = real; time_gap `(B, L, L)` int32 buckets.
     Output: dict with `state` `(B, L, D)` and `token` `(B, L, K, D)`, the tokens of H_1; zeros where not valid.
@@ -121,8 +121,8 @@ class HierarchicalCausalTransformer(keras.layers.Layer):
         fused = self.fusion(ops.reshape(hidden, shape))
         return fused + ops.sum(tokens, axis=2) if self.residual else fused
 
-    def _block(self, name: str, width: int, tokens_per_item: int) -> CausalTransformerBlock:
-        block = CausalTransformerBlock(
+    def _block(self, name: str, width: int, tokens_per_item: int) -> TransformerBlock:
+        block = TransformerBlock(
             self.num_heads,
             self.intermediate_dim,
             tokens_per_item=tokens_per_item,

@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from tfrec.layers import Tensor
-from tfrec.layers.causal_transformer_block import causal_mask
 from tfrec.layers.time_gap_bias import TimeGapBias
+from tfrec.layers.transformer_block import causal_mask
 
 
 class HSTUBlock(keras.layers.Layer):
@@ -28,7 +28,9 @@ class HSTUBlock(keras.layers.Layer):
         dropout: float. Of the gated output. Defaults to 0.
         concat_ua: bool. Whether W_o is given [U, LN(A V), U * LN(A V)]. Defaults to False.
 
-    Input: x `(B, L, D)`; valid_mask `(B, L)` bool, True = real; time_gap `(B, L, L)` int32 buckets.
+    Input: x `(B, L, D)`; valid_mask `(B, L)` bool, True = real; time_gap `(B, L, L)` int32 buckets; weight `(B, L, L)`
+    or None, multiplied into A in place of the causal mask; place `(B, L)` int or None, the places in 0..N-1 that the
+    position bias is for, where x is a part of a longer sequence.
     Output: `(B, L, D)`; zeros where not valid.
 
     Reference: Zhai et al., 2024, arXiv:2402.17152, and its public code (research/modeling/sequential/hstu.py).
@@ -81,7 +83,13 @@ class HSTUBlock(keras.layers.Layer):
         self.built = True
 
     def call(
-        self, x: Tensor, valid_mask: Tensor, time_gap: Tensor | None = None, training: bool | None = None
+        self,
+        x: Tensor,
+        valid_mask: Tensor,
+        time_gap: Tensor | None = None,
+        weight: Tensor | None = None,
+        place: Tensor | None = None,
+        training: bool | None = None,
     ) -> Tensor:
         # One projection, in the order of the public code: U, V, Q, K
         values, keys = self.num_heads * self.value_dim, self.num_heads * self.key_dim
@@ -91,11 +99,12 @@ class HSTUBlock(keras.layers.Layer):
         # Pointwise attention
         scores = ops.matmul(self._heads(q), ops.swapaxes(self._heads(k), 2, 3))  # (B, H, L, L)
         if self.position_bias:
-            scores = scores + self._toeplitz(ops.shape(x)[1])
+            scores = scores + self._position_bias(ops.shape(x)[1], place)
         if self.time_bias:
             scores = scores + self.gap_bias(time_gap)
         attention = ops.silu(scores) / self.max_length
-        attention = attention * ops.cast(causal_mask(valid_mask), attention.dtype)
+        visible = causal_mask(valid_mask) if weight is None else ops.expand_dims(weight, 1)
+        attention = attention * ops.cast(visible, attention.dtype)
         mixed = ops.swapaxes(ops.matmul(attention, self._heads(v)), 1, 2)  # (B, L, H, d)
         mixed = ops.reshape(mixed, ops.shape(u))  # (B, L, H * d)
 
@@ -107,10 +116,11 @@ class HSTUBlock(keras.layers.Layer):
         output = self.output_dense(self.output_dropout(gated, training=training)) + x
         return output * ops.cast(valid_mask, output.dtype)[..., None]
 
-    def _toeplitz(self, length: Tensor) -> Tensor:
-        place = ops.arange(length, dtype="int32")
-        index = self.max_length - 1 + place[None, :] - place[:, None]  # (L, L): N - 1 + j - i
-        return ops.take(self.position_table, index, axis=0)
+    def _position_bias(self, length: Tensor, place: Tensor | None) -> Tensor:
+        if place is None:
+            place = ops.arange(length, dtype="int32")[None]
+        index = self.max_length - 1 + place[:, None, :] - place[:, :, None]  # N - 1 + j - i
+        return ops.expand_dims(ops.take(self.position_table, index, axis=0), 1)  # (B or 1, 1, L, L)
 
     def _heads(self, x: Tensor) -> Tensor:
         per_head = (-1, ops.shape(x)[1], self.num_heads, x.shape[-1] // self.num_heads)

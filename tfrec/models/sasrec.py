@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import keras
 from pydantic import Field
 
-from tfrec.layers.causal_transformer_block import CausalTransformerBlock
+from tfrec.layers.transformer_block import TransformerBlock
 from tfrec.models.encoders import ITEM_ID, ItemFeatures, UserFeatures
 from tfrec.models.sequence import sequence_model
 from tfrec.models.shells import RetrievalModel
@@ -65,7 +65,7 @@ def sasrec(
 
     def make_blocks(length: int) -> list[keras.layers.Layer]:
         return [
-            CausalTransformerBlock(
+            TransformerBlock(
                 num_heads,
                 intermediate_dim or embedding_dim,
                 norm_first=True,

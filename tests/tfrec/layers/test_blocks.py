@@ -4,9 +4,9 @@ import pytest
 from tests.checks import check_layer, gradients, randomise, run, sum_of_squares, to_numpy
 from tests.tfrec.layers import references
 from tests.tfrec.layers.references import weights_of
-from tfrec.layers.causal_transformer_block import CausalTransformerBlock
 from tfrec.layers.hstu_block import HSTUBlock
 from tfrec.layers.time_gap_bias import TimeGapBias, time_gap_buckets
+from tfrec.layers.transformer_block import TransformerBlock
 
 pytestmark = pytest.mark.jax
 
@@ -58,9 +58,7 @@ def test_time_gap_bias_reads_a_scalar_for_each_head(tmp_path):
 @pytest.mark.parametrize("token_mask", ["causal", "full"])
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_transformer_block_is_the_loop(tokens, token_mask, norm_first):
-    layer = CausalTransformerBlock(
-        2, 6, tokens_per_item=tokens, token_mask=token_mask, time_bias=True, norm_first=norm_first
-    )
+    layer = TransformerBlock(2, 6, tokens_per_item=tokens, token_mask=token_mask, time_bias=True, norm_first=norm_first)
     arrays = inputs(tokens)
     run(layer, arrays)
     randomise(layer)
@@ -104,7 +102,7 @@ def test_hstu_block_is_the_loop(options):
 
 def test_transformer_block_battery(tmp_path):
     layer = check_layer(
-        lambda **kw: CausalTransformerBlock(2, 6, tokens_per_item=2, time_bias=True, output_stddev=0.02, **kw),
+        lambda **kw: TransformerBlock(2, 6, tokens_per_item=2, time_bias=True, output_stddev=0.02, **kw),
         inputs(2),
         (2, 10, 8),
         tmp_path,
@@ -120,8 +118,8 @@ def test_hstu_block_battery(tmp_path):
 
 
 BLOCKS = {
-    "transformer": lambda: CausalTransformerBlock(2, 6, time_bias=True),
-    "sasrec": lambda: CausalTransformerBlock(2, 6, time_bias=True, norm_first=True),
+    "transformer": lambda: TransformerBlock(2, 6, time_bias=True),
+    "sasrec": lambda: TransformerBlock(2, 6, time_bias=True, norm_first=True),
     "hstu": lambda: HSTUBlock(2, 4, 4, 7, time_bias=True),
 }
 
@@ -191,7 +189,7 @@ def test_time_gaps_change_states(name):
 def test_the_tokens_of_an_item_see_as_much_as_their_mask_says():
     for token_mask, seen in (("causal", False), ("full", True)):
         arrays = inputs(tokens=3)
-        layer = CausalTransformerBlock(2, 6, tokens_per_item=3, token_mask=token_mask)
+        layer = TransformerBlock(2, 6, tokens_per_item=3, token_mask=token_mask)
         output = run(layer, without(arrays, "time_gap"))
         arrays["x"][0, 5] *= -1  # the last token of the second item
         difference = np.abs(run(layer, without(arrays, "time_gap")) - output)[0].max(axis=-1)
@@ -202,14 +200,14 @@ def test_the_tokens_of_an_item_see_as_much_as_their_mask_says():
 
 def test_options_of_the_transformer_block_change_it():
     arrays = inputs(tokens=2)
-    base = CausalTransformerBlock(2, 6, tokens_per_item=2)
+    base = TransformerBlock(2, 6, tokens_per_item=2)
     plain = without(arrays, "time_gap")
     run(base, plain)
     randomise(base)
     expected = run(base, plain)
     changes = [{"norm_first": True}, {"token_mask": "full"}, {"activation": "gelu"}, {"num_heads": 4}]
     for change in changes:
-        other = CausalTransformerBlock(**{"num_heads": 2, "intermediate_dim": 6, "tokens_per_item": 2, **change})
+        other = TransformerBlock(**{"num_heads": 2, "intermediate_dim": 6, "tokens_per_item": 2, **change})
         run(other, plain)
         other.set_weights(base.get_weights())
         assert np.abs(run(other, plain) - expected).max() > 1e-3, change
@@ -218,7 +216,7 @@ def test_options_of_the_transformer_block_change_it():
 @pytest.mark.parametrize("option", ["dropout", "attention_dropout"])
 def test_dropout_acts_in_training_alone(option):
     arrays = without(inputs(), "time_gap")
-    layer = CausalTransformerBlock(2, 6, **{option: 0.5})
+    layer = TransformerBlock(2, 6, **{option: 0.5})
     run(layer, arrays)
     randomise(layer)
     np.testing.assert_array_equal(run(layer, arrays), run(layer, arrays))
@@ -234,7 +232,7 @@ def test_hstu_dropout_acts_in_training_alone():
 
 def test_small_outputs_start_near_the_normalised_input():
     arrays = without(inputs(), "time_gap")
-    small = CausalTransformerBlock(2, 6, output_stddev=1e-4)
+    small = TransformerBlock(2, 6, output_stddev=1e-4)
     expected = references.layer_norm(references.layer_norm(arrays["x"])) * arrays["valid_mask"][..., None]
     np.testing.assert_allclose(run(small, arrays), expected, atol=5e-3)
 
@@ -242,8 +240,8 @@ def test_small_outputs_start_near_the_normalised_input():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CausalTransformerBlock(2, 6, token_mask="half"), '`token_mask` must be "causal" or "full"'),
-        (lambda: CausalTransformerBlock(3, 6).build((None, None, 8)), "`num_heads` must divide the input's width 8"),
+        (lambda: TransformerBlock(2, 6, token_mask="half"), '`token_mask` must be "causal" or "full"'),
+        (lambda: TransformerBlock(3, 6).build((None, None, 8)), "`num_heads` must divide the input's width 8"),
         (lambda: HSTUBlock(1, 2, 2, 0), "`max_length` must be at least 1. Received: max_length=0"),
     ],
 )

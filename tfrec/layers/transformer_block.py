@@ -1,4 +1,4 @@
-"""Attention over the past and a feed-forward network, for items or for the tokens of items."""
+"""Attention, over the past or both ways, and a feed-forward network, for items or for the tokens of items."""
 
 import math
 from typing import Any
@@ -25,8 +25,8 @@ def causal_mask(valid_mask: Tensor, tokens_per_item: int = 1, token_mask: str = 
     return ops.logical_and(past[None, None], valid_mask[:, None, None, :])
 
 
-class CausalTransformerBlock(keras.layers.Layer):
-    """A causal transformer block whose attention knows how much time lies between two events.
+class TransformerBlock(keras.layers.Layer):
+    """A transformer block whose attention knows how much time lies between two events.
 
     attention = softmax((Q K^T + P) / sqrt(D / H) + M) V, with P the `TimeGapBias` and M = 0 or minus infinity.
     Post-LN, as in HeterRec: h = LN(x + attention(x)), y = LN(h + FFN(h)). With `norm_first` the order of SASRec:
@@ -39,6 +39,7 @@ class CausalTransformerBlock(keras.layers.Layer):
         num_heads: int. Heads; must divide the width.
         intermediate_dim: int. Width inside the feed-forward network.
         tokens_per_item: int. Tokens that share a place in the history. Defaults to 1.
+        causal: bool. Whether a query sees the past alone, instead of all that is valid. Defaults to True.
         token_mask: str. `"causal"`: a token sees the earlier tokens of its own item and itself; `"full"`: all of its
             item. Defaults to `"causal"`.
         time_bias: bool. Whether there is a P; `call` then needs `time_gap`. Defaults to False.
@@ -50,7 +51,8 @@ class CausalTransformerBlock(keras.layers.Layer):
         output_stddev: float or None. Standard deviation that the kernels of both outputs start from, small where the
             block shall begin near the identity; None = Glorot uniform, like the others. Defaults to None.
 
-    Input: x `(B, T, D)`; valid_mask `(B, T)` bool, True = real; time_gap `(B, L, L)` int32 buckets.
+    Input: x `(B, T, D)`; valid_mask `(B, T)` bool, True = real; time_gap `(B, L, L)` int32 buckets; visible
+    `(B, T, T)` bool or None, which keys each query sees, in place of `causal`.
     Output: `(B, T, D)`; zeros where not valid.
 
     Reference: Vaswani et al., 2017, arXiv:1706.03762; Kang and McAuley, 2018, arXiv:1808.09781; Deng et al., 2025,
@@ -63,6 +65,7 @@ class CausalTransformerBlock(keras.layers.Layer):
         intermediate_dim: int,
         *,
         tokens_per_item: int = 1,
+        causal: bool = True,
         token_mask: str = "causal",
         time_bias: bool = False,
         norm_first: bool = False,
@@ -78,6 +81,7 @@ class CausalTransformerBlock(keras.layers.Layer):
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
         self.tokens_per_item = tokens_per_item
+        self.causal = causal
         self.token_mask = token_mask
         self.time_bias = time_bias
         self.norm_first = norm_first
@@ -110,9 +114,19 @@ class CausalTransformerBlock(keras.layers.Layer):
         self.built = True
 
     def call(
-        self, x: Tensor, valid_mask: Tensor, time_gap: Tensor | None = None, training: bool | None = None
+        self,
+        x: Tensor,
+        valid_mask: Tensor,
+        time_gap: Tensor | None = None,
+        visible: Tensor | None = None,
+        training: bool | None = None,
     ) -> Tensor:
-        visible = causal_mask(valid_mask, self.tokens_per_item, self.token_mask)
+        if visible is not None:
+            visible = ops.expand_dims(visible, 1)
+        elif self.causal:
+            visible = causal_mask(valid_mask, self.tokens_per_item, self.token_mask)
+        else:
+            visible = valid_mask[:, None, None, :]
         bias = self.gap_bias(time_gap) if self.time_bias else None
         if self.norm_first:
             query = self.attention_norm(x)
@@ -179,6 +193,7 @@ class CausalTransformerBlock(keras.layers.Layer):
             "num_heads": self.num_heads,
             "intermediate_dim": self.intermediate_dim,
             "tokens_per_item": self.tokens_per_item,
+            "causal": self.causal,
             "token_mask": self.token_mask,
             "time_bias": self.time_bias,
             "norm_first": self.norm_first,
