@@ -193,7 +193,8 @@ class Training(Section):
     tensorboard: bool = False
     """Also write TensorBoard logs."""
     initialize_from: str | None = None
-    """A run whose weights are the start."""
+    """A run whose weights are the start: of the same dataset, or of one that it grew from. New items start like those
+    of like content."""
 
 
 class Evaluation(Section):

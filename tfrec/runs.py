@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 
 from tfrec.config import CONFIG, Config, load, write
@@ -158,19 +157,6 @@ def load_weights(model: keras.Model, path: Path) -> None:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: does not fit the model that is to be loaded ({reason}).") from None
-
-
-def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The weights that a file holds, by their place in the model."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def visit(name: str, node: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(node, h5py.Dataset):
-            shapes[name] = node.shape
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-    return shapes
 
 
 @contextmanager

@@ -8,7 +8,6 @@ the same bits as if it had never stopped.
 import importlib.util
 import json
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +24,12 @@ from tfrec.config import CONFIG, Config, load
 from tfrec.data import Batch, Batches, Dataset, prefetch, tf_dataset
 from tfrec.errors import UserError
 from tfrec.evaluation import check_filter_seen, cut_offs, rank_queries
+from tfrec.initialization import initialize
 from tfrec.metrics import effective_rank
 from tfrec.optimizers import exclude_from_decay, make_optimizer
 from tfrec.runs import (
     RUN,
     UNTRAINED,
-    WEIGHTS,
     Run,
     build_model,
     check_weights,
@@ -39,7 +38,6 @@ from tfrec.runs import (
     save_run,
     save_weights,
     start_run,
-    weight_shapes,
     write_config,
 )
 from tfrec.transforms import FIRST_VALUE
@@ -83,7 +81,7 @@ def train(config: Config, out: str | Path, *, progress: bool = True) -> Path:
         keras.utils.set_random_seed(config.training.seed)
         model = build_model(config, dataset)
         if config.training.initialize_from is not None:
-            _initialize(model, config, Path(config.training.initialize_from))
+            initialize(model, config, dataset, Path(config.training.initialize_from))
         start_run(directory, config, dataset)
         run = Run(directory, config, dataset.schema, dataset, model)
         _Training(run, display).to_the_end()
@@ -380,25 +378,6 @@ def _take_over(directory: Path, config: Config) -> str:
     write_config(directory, there.model_copy(update={name: getattr(config, name) for name in changed}))
     named = ", ".join(f"`{name}`" for name in changed)
     return f"trained already; {CONFIG} takes over what changed in {named}."
-
-
-def _initialize(model: keras.Model, config: Config, source: Path) -> None:
-    """Starts from the weights of another run of the same model, which must have the same shapes."""
-    check_weights(source, read_record(source))
-    name, other = config.model.get("name"), load(source / CONFIG).model.get("name")
-    if other != name:
-        raise UserError(f"`training.initialize_from`: {source} is a run of {other}, this is one of {name}.")
-    given = weight_shapes(source / WEIGHTS)
-    with tempfile.TemporaryDirectory() as folder:
-        save_weights(model, Path(folder) / WEIGHTS)
-        wanted = weight_shapes(Path(folder) / WEIGHTS)
-    for weight in sorted(given.keys() | wanted.keys()):
-        if given.get(weight) != wanted.get(weight):
-            raise UserError(
-                f"`training.initialize_from`: {source} has {given.get(weight, 'nothing')} for `{weight}`, this model "
-                f"{wanted.get(weight, 'nothing')}; give both the same `model:` options and the same catalogue."
-            )
-    load_weights(model, source / WEIGHTS)
 
 
 @contextmanager
