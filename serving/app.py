@@ -13,16 +13,23 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import uvicorn
 
-from serving import model_config
-from serving.rest import Limits, RestApplication
-from serving.versions import Models, ModelSource, find_models, find_versions
+from serving import guard, model_config
+from serving.http import Connection
+from serving.models import Models
+from serving.settings import Settings
+from serving.status import ServingError
+from serving.versions import ModelSource, find_models, find_versions
 from tfrec.errors import UserError
 
+if TYPE_CHECKING:
+    from serving.rest import RestApplication
+
 _DRAIN_SECONDS = 20.0
+_KEEP_ALIVE_SECONDS = 60
 _BACKLOG = 2048
 _BINARY = "tensorflow_model_server"
 
@@ -38,11 +45,10 @@ class ModelServer:
     Args:
         models: a directory MODELS of MODELS/NAME/VERSION/, or a `models.config` file.
         host: the address to listen on.
-        rest_port: REST port, 0 for a free one.
-        grpc_port: gRPC port, 0 for a free one.
+        rest_port: REST port, 0 for a free one, None for no REST.
+        grpc_port: gRPC port, 0 for a free one, None for no gRPC.
         poll_seconds: how often new versions are looked for; 0 = never.
-        workers: threads that answer on each port. Defaults to twice the processors, at least 4.
-        limits: what a request may take.
+        settings: everything else.
 
     Attributes:
         rest_port: the port that answers REST.
@@ -58,48 +64,93 @@ class ModelServer:
 
     def __init__(
         self,
-        models: Path,
+        models: Path | Mapping[str, Path],
         *,
         host: str = "127.0.0.1",
-        rest_port: int = 8501,
-        grpc_port: int = 8500,
+        rest_port: int | None = 8501,
+        grpc_port: int | None = 8500,
         poll_seconds: float = 1.0,
-        workers: int | None = None,
-        limits: Limits | None = None,
+        settings: Settings | None = None,
     ) -> None:
-        limits = limits or Limits()
-        workers = workers or max(4, 2 * (os.cpu_count() or 1))
-        find = _sources(models)
+        settings = settings or Settings()
         self.host = host
-        self._socket = _listen(host, rest_port)
-        self.rest_port: int = self._socket.getsockname()[1]
+        listing = _Listing(models)
+        self._socket = None if rest_port is None else _listen(host, rest_port)
         self._serving = False
-        self._rest_threads = ThreadPoolExecutor(workers, "rest")
+        self._closing: list[Callable[[], object]] = []
         try:
-            # TensorFlow comes in here, and not when this module is imported.
-            from serving.grpc import GrpcServer, load
-
-            self.models = Models(find, load, poll_seconds=poll_seconds, on_change=self._tell_health)
-            self._grpc = GrpcServer(
-                self.models,
-                host=host,
-                port=grpc_port,
-                workers=workers,
-                max_message_bytes=limits.max_body_bytes,
-                max_concurrent_requests=limits.max_concurrent_requests,
-            )
+            self._build(listing, settings, grpc_port, poll_seconds)
         except BaseException:
-            self._socket.close()
+            if self._socket is not None:
+                self._socket.close()
             raise
-        self.grpc_port: int = self._grpc.port
-        application = RestApplication(self.models, self._rest_threads, limits, self._is_ready)
-        self._rest = _RestServer(application, self._socket)
+
+    def _build(self, listing: "_Listing", settings: Settings, grpc_port: int | None, poll_seconds: float) -> None:
+        # TensorFlow comes in here, and not when this module is imported.
+        from serving.batching import BatchScheduler
+        from serving.core import Core
+        from serving.grpc import GrpcServer
+        from serving.inference import Inference
+        from serving.loading import Loader
+        from serving.metrics import Metrics
+        from serving.request_log import RequestLog
+        from serving.rest import RestApplication
+
+        metrics = Metrics()
+        scheduler = None
+        if settings.batching is not None or settings.per_model_batching:
+            threads = settings.batching.num_batch_threads if settings.batching else os.cpu_count() or 1
+            scheduler = BatchScheduler(threads, metrics)
+            self._closing.append(scheduler.close)
+        self.models = Models(
+            listing.find,
+            Loader(settings, scheduler, metrics),
+            poll_seconds=poll_seconds,
+            find_seconds=settings.config_poll_seconds if listing.complete else poll_seconds,
+            complete=listing.complete,
+            retries=settings.retries,
+            allow_unavailable_labels=settings.allow_unavailable_labels,
+            on_change=self._tell_health,
+        )
+        log = RequestLog(settings.request_logging) if settings.request_logging is not None else None
+        if log is not None:
+            self._closing.append(log.close)
+        core = Core(
+            self.models,
+            settings,
+            guard.Guard(settings.token),
+            Inference(check_method_names=settings.check_method_names),
+            metrics,
+            log,
+            settings.reload_roots or listing.roots,
+        )
+        self._grpc = GrpcServer(core, host=self.host, port=grpc_port)
+        self.grpc_port = self._grpc.port
+        self._rest: _RestServer | None = None
+        if self._socket is not None:
+            executor = ThreadPoolExecutor(settings.threads, "rest")
+            self._closing.insert(0, executor.shutdown)
+            self._rest = _RestServer(RestApplication(core, executor, self._is_ready), self._socket, settings)
+
+    @property
+    def rest_port(self) -> int | None:
+        """The port that answers REST, None where none does."""
+        return None if self._rest is None else self._rest.port
 
     def start(self) -> None:
-        """Loads the models, then answers."""
-        self.models.start()
+        """Loads the models, then answers.
+
+        Raises:
+            UserError: a model of a `models.config` has versions and none of them loads.
+        """
+        try:
+            self.models.start()
+        except ServingError as error:
+            self.close()
+            raise UserError(error.message) from None
         self._grpc.start()
-        self._rest.start()
+        if self._rest is not None:
+            self._rest.start()
         self._serving = True
         self._tell_health()
 
@@ -114,9 +165,11 @@ class ModelServer:
         if self._serving:
             self._serving = False
             self._tell_health()
-        self._rest.stop()
+        if self._rest is not None:
+            self._rest.stop()
         self._grpc.stop(_DRAIN_SECONDS)
-        self._rest_threads.shutdown()
+        for close in self._closing:
+            close()
         self.models.close()
 
     def __enter__(self) -> "ModelServer":
@@ -132,19 +185,29 @@ class ModelServer:
 class _RestServer:
     """uvicorn in a thread, on a socket that is open already."""
 
-    def __init__(self, application: RestApplication, listener: socket.socket) -> None:
+    def __init__(self, application: "RestApplication", listener: socket.socket, settings: Settings) -> None:
+        tls = settings.tls
+        context = None if tls is None else guard.ssl_context(tls)
         config = uvicorn.Config(
             application,
+            # A connection of uvicorn's own kind, with one argument of ours.
+            http=partial(Connection, header_seconds=settings.limits.deadline_seconds),  # type: ignore[arg-type]
+            ws="none",
             lifespan="off",
             log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
             backlog=_BACKLOG,
+            limit_concurrency=settings.limits.max_connections,
+            h11_max_incomplete_event_size=settings.limits.max_header_bytes,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(_DRAIN_SECONDS),
+            ssl_context_factory=None if context is None else lambda config, default: context,
         )
         self._server = uvicorn.Server(config)
         self._socket = listener
+        self.port: int = listener.getsockname()[1]
         self._thread = threading.Thread(target=self._run, name="rest", daemon=True)
 
     def _run(self) -> None:
@@ -178,31 +241,46 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _sources(models: Path) -> Callable[[], Mapping[str, ModelSource]]:
-    """How to list the models at `models`."""
-    models = Path(os.path.abspath(models))
-    if models.is_file():
-        return partial(_constant, model_config.read(models))
-    if not models.is_dir():
-        raise UserError(f"{models}: no such directory; give a directory of models (MODELS/NAME/VERSION).")
-    if find_versions(models):
-        raise UserError(f"{models}: holds versions, not models; give its parent directory, {models.parent}.")
-    return partial(find_models, models)
+class _Listing:
+    """How to list the models: of a directory, of a `models.config`, or of a mapping of names to base paths.
 
+    Attributes:
+        find: lists them.
+        complete: whether what it leaves out is to be unloaded.
+        roots: directories below which a reload may place models.
+    """
 
-def _constant(sources: Mapping[str, ModelSource]) -> Mapping[str, ModelSource]:
-    return sources
+    def __init__(self, models: Path | Mapping[str, Path]) -> None:
+        self.complete = True
+        self.find: Callable[[], Mapping[str, ModelSource]]
+        if isinstance(models, Mapping):
+            sources = {name: ModelSource(Path(os.path.abspath(path))) for name, path in models.items()}
+            self.find = lambda: sources
+            self.roots = tuple(source.base_path.parent for source in sources.values())
+            return
+        models = Path(os.path.abspath(models))
+        if models.is_file():
+            self.find = partial(model_config.read, models)
+            self.roots = tuple({source.base_path.parent for source in self.find().values()})
+            return
+        if not models.is_dir():
+            raise UserError(f"{models}: no such directory; give a directory of models (MODELS/NAME/VERSION).")
+        if find_versions(models):
+            raise UserError(f"{models}: holds versions, not models; give its parent directory, {models.parent}.")
+        self.find = partial(find_models, models)
+        self.complete = False
+        self.roots = (models,)
 
 
 def serve(
-    models: Path,
+    models: Path | Mapping[str, Path],
     *,
     host: str = "127.0.0.1",
-    rest_port: int = 8501,
-    grpc_port: int = 8500,
+    rest_port: int | None = 8501,
+    grpc_port: int | None = 8500,
     poll_seconds: float = 1.0,
     engine: Engine = "builtin",
-    limits: Limits | None = None,
+    settings: Settings | None = None,
     output: TextIO | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then lets the requests that run come to their end.
@@ -214,17 +292,18 @@ def serve(
     Args:
         models: see `ModelServer`, as are the others.
         host: the address to listen on.
-        rest_port: REST port, 0 for a free one.
-        grpc_port: gRPC port, 0 for a free one.
+        rest_port: REST port, 0 for a free one, None for no REST.
+        grpc_port: gRPC port, 0 for a free one, None for no gRPC.
         poll_seconds: how often new versions are looked for; 0 = never.
         engine: `builtin` is this server, `tensorflow_model_server` TensorFlow's binary; `auto` is the binary if it is
             on PATH and can do what is asked, else this server.
-        limits: what a request may take.
+        settings: everything else; the binary is not told of them, so `auto` is this server where there are any.
         output: where the line goes.
     """
-    if engine != "builtin" and _wants_binary(engine, models, host, rest_port, grpc_port):
+    if engine != "builtin" and _wants_binary(engine, models, host, rest_port, grpc_port, settings):
+        assert isinstance(models, Path)  # and the ports are numbers: `_wants_binary` has seen to it
         command = tensorflow_model_server_command(
-            models, rest_port=rest_port, grpc_port=grpc_port, poll_seconds=poll_seconds
+            models, rest_port=rest_port or 0, grpc_port=grpc_port or 0, poll_seconds=poll_seconds
         )
         sys.stderr.write(f"{_BINARY} listens on every address; --engine builtin keeps to {host}.\n")
         os.execvp(command[0], command)
@@ -234,14 +313,15 @@ def serve(
         stop.set()
 
     server = ModelServer(
-        models, host=host, rest_port=rest_port, grpc_port=grpc_port, poll_seconds=poll_seconds, limits=limits
+        models, host=host, rest_port=rest_port, grpc_port=grpc_port, poll_seconds=poll_seconds, settings=settings
     )
     before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.start()
         names = ",".join(server.models.names) or "nothing yet"
-        line = f"Serving {names} at rest={host}:{server.rest_port} grpc={host}:{server.grpc_port}"
-        print(line, file=output or sys.stdout, flush=True)
+        ports = (("rest", server.rest_port), ("grpc", server.grpc_port))
+        where = " ".join(f"{kind}={host}:{port}" for kind, port in ports if port is not None)
+        print(f"Serving {names} at {where}", file=output or sys.stdout, flush=True)
         stop.wait()
         logging.getLogger("serving").info("draining")
     finally:
@@ -250,18 +330,30 @@ def serve(
         server.close()
 
 
-def _wants_binary(engine: Engine, models: Path, host: str, rest_port: int, grpc_port: int) -> bool:
+def _wants_binary(
+    engine: Engine,
+    models: Path | Mapping[str, Path],
+    host: str,
+    rest_port: int | None,
+    grpc_port: int | None,
+    settings: Settings | None,
+) -> bool:
     """Whether to serve with TensorFlow's binary, which takes no free ports and lacks ScaNN."""
     installed = shutil.which(_BINARY) is not None
+    free_ports = 0 in (rest_port, grpc_port)
     if engine == _BINARY:
         if not installed:
             raise UserError(f"{_BINARY}: not on PATH; install it or use the built-in server (--engine builtin).")
-        if 0 in (rest_port, grpc_port):
+        if free_ports:
             raise UserError(f"{_BINARY}: finds no free ports by itself; give both, or use --engine builtin.")
+        if settings not in (None, Settings()) or not isinstance(models, Path):
+            raise UserError(f"{_BINARY}: takes its own flags alone; start it directly, or use --engine builtin.")
         return True
-    if not installed or 0 in (rest_port, grpc_port) or host not in ("127.0.0.1", "0.0.0.0"):
+    if not installed or free_ports or host not in ("127.0.0.1", "0.0.0.0"):
         return False
-    return not any(_uses_scann(source.base_path) for source in _sources(models)().values())
+    if settings not in (None, Settings()) or not isinstance(models, Path):
+        return False
+    return not any(_uses_scann(source.base_path) for source in _Listing(models).find().values())
 
 
 def tensorflow_model_server_command(
@@ -285,7 +377,7 @@ def tensorflow_model_server_command(
         UserError: there is nothing that the binary could serve. Models with ScaNN operations are left out: the binary
             does not have them.
     """
-    find = _sources(models)
+    find = _Listing(models).find
     if models.is_dir():
         sources = {name: source.base_path for name, source in find().items() if not _uses_scann(source.base_path)}
         if not sources:

@@ -71,11 +71,11 @@ def parse(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise invalid_argument("JSON Parse error: The document is nested too deeply.") from None
     except _DuplicateError as error:
-        raise invalid_argument(f"JSON Parse error: The name {_show(str(error))} occurs twice in one object.") from None
+        raise invalid_argument(f"JSON Parse error: The name {show(str(error))} occurs twice in one object.") from None
     except ValueError:  # an integer of more than 4300 digits
         raise invalid_argument("JSON Parse error: Number too big to be stored.") from None
     if not isinstance(document, dict):
-        raise invalid_argument(f"JSON Value: {_show(document)} Is not object")
+        raise invalid_argument(f"JSON Value: {show(document)} Is not object")
     return document
 
 
@@ -84,7 +84,7 @@ def signature_name(document: Mapping[str, Any]) -> str:
     name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid_argument(
-            f"JSON Value: {_show(document)} not formatted correctly. 'signature_name' key must be a string value."
+            f"JSON Value: {show(document)} not formatted correctly. 'signature_name' key must be a string value."
         )
     return name
 
@@ -109,15 +109,15 @@ def predict_inputs(document: Mapping[str, Any], inputs: Mapping[str, Tensor], si
         raise invalid_argument(f"Failed to get input map for signature: {signature or 'DEFAULT'}")
     if "instances" in document and "inputs" in document:
         raise invalid_argument(
-            f"JSON Value: {_show(document)} Not formatted correctly expecting only one of 'inputs' or 'instances' "
+            f"JSON Value: {show(document)} Not formatted correctly expecting only one of 'inputs' or 'instances' "
             "keys to exist "
         )
     if "instances" in document:
         rows = document["instances"]
         if not isinstance(rows, list):
-            raise invalid_argument(f"JSON Value: {_show(document)} Expecting 'instances' to be an list/array")
+            raise invalid_argument(f"JSON Value: {show(document)} Expecting 'instances' to be an list/array")
         if not rows:
-            raise invalid_argument(f"JSON Value: {_show(document)} No values in 'instances' array")
+            raise invalid_argument(f"JSON Value: {show(document)} No values in 'instances' array")
         return PredictInputs(_from_rows(rows, inputs), by_row=True)
     if "inputs" in document:
         return PredictInputs(_from_columns(document["inputs"], inputs), by_row=False)
@@ -125,7 +125,7 @@ def predict_inputs(document: Mapping[str, Any], inputs: Mapping[str, Tensor], si
 
 
 def _from_columns(columns: Any, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    if not isinstance(columns, dict) or _is_base64(columns):
+    if not isinstance(columns, dict) or is_base64(columns):
         if len(inputs) > 1:
             raise invalid_argument(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
@@ -166,7 +166,7 @@ def _check_objects(rows: list[Any], inputs: Mapping[str, Tensor]) -> None:
         if extra:
             raise _in_element(number, f" key: {extra[0]}", f"JSON object: does not have named input: {extra[0]}")
         raise invalid_argument(
-            f"Failed to process element: {number} of 'instances' list. JSON object: {_show(row)} keys must be equal "
+            f"Failed to process element: {number} of 'instances' list. JSON object: {show(row)} keys must be equal "
             f"to: {','.join(sorted(expected))}"
         )
 
@@ -213,7 +213,7 @@ def to_array(value: Any, type_name: str) -> np.ndarray:
     if type_name not in _NUMPY_TYPES:
         raise ServingError(
             Code.UNIMPLEMENTED,
-            f"Conversion of JSON Value: {_show(leaves[0] if leaves else value)} to type: {type_name}",
+            f"Conversion of JSON Value: {show(leaves[0] if leaves else value)} to type: {type_name}",
         )
     array = np.empty(len(leaves), dtype=object)
     if type_name == "string":
@@ -234,7 +234,7 @@ def _flatten(value: Any) -> tuple[list[Any], tuple[int, ...]]:
         for item in level:
             if not isinstance(item, list):
                 raise invalid_argument(
-                    f"JSON Value: {_show(item)} found at incorrect level: {len(shape) + 1} in the JSON DOM. "
+                    f"JSON Value: {show(item)} found at incorrect level: {len(shape) + 1} in the JSON DOM. "
                     f"Expected at level: {_rank(value)}"
                 )
             if len(item) != size:
@@ -279,16 +279,17 @@ def _numbers(leaves: list[Any], type_name: str) -> np.ndarray:
 
 def _decode_strings(leaves: list[Any]) -> list[bytes]:
     try:
-        return [leaf.encode() if type(leaf) is str else _decode_base64(leaf) for leaf in leaves]
+        return [leaf.encode() if type(leaf) is str else decode_base64(leaf) for leaf in leaves]
     except UnicodeEncodeError:
         raise invalid_argument("JSON Parse error: The surrogate pair in string is invalid.") from None
 
 
-def _decode_base64(leaf: Any) -> bytes:
+def decode_base64(leaf: Any) -> bytes:
+    """The bytes of a `{"b64": ...}` object."""
     if not isinstance(leaf, dict):
         raise _type_error(leaf, "string")
-    if not _is_base64(leaf):
-        raise invalid_argument(f"JSON Value: {_show(leaf)} not formatted correctly for base64 data")
+    if not is_base64(leaf):
+        raise invalid_argument(f"JSON Value: {show(leaf)} not formatted correctly for base64 data")
     text = "".join(leaf["b64"].split()).rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
@@ -296,21 +297,26 @@ def _decode_base64(leaf: Any) -> bytes:
         raise invalid_argument("Unable to base64 decode") from None
 
 
-def _is_base64(value: Any) -> bool:
+def is_base64(value: Any) -> bool:
+    """Whether it is a `{"b64": ...}` object."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
 def _is_object(value: Any) -> bool:
-    return isinstance(value, dict) and not _is_base64(value)
+    return isinstance(value, dict) and not is_base64(value)
+
+
+def kind(value: Any) -> str:
+    """What kind of JSON value it is, in messages."""
+    kinds = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
+    return str(value) if isinstance(value, bool) else kinds[type(value)]
 
 
 def _type_error(value: Any, type_name: str) -> ServingError:
-    kinds = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
-    kind = str(value) if isinstance(value, bool) else kinds[type(value)]
-    return invalid_argument(f"JSON Value: {_show(value)} Type: {kind} is not of expected type: {type_name}")
+    return invalid_argument(f"JSON Value: {show(value)} Type: {kind(value)} is not of expected type: {type_name}")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """A value in a message: its JSON, cut at 256 characters, whatever its size or depth."""
     pieces: list[str] = []
     length = 0
@@ -335,15 +341,16 @@ def predict_json(outputs: Mapping[str, np.ndarray], *, by_row: bool) -> str:
     if not outputs:
         raise invalid_argument("Cannot convert empty tensor map to JSON")
     if by_row:
-        return _document("predictions", _rows_json(outputs))
+        return document_text("predictions", _rows_json(outputs))
     columns = {alias: _nest(_texts(alias, array), array.shape, 0)[0] for alias, array in outputs.items()}
     if len(columns) == 1:
-        return _document("outputs", next(iter(columns.values())))
-    members = ",\n".join(f"        {_quote(alias)}: {text}" for alias, text in columns.items())
-    return _document("outputs", f"{{\n{members}\n    }}")
+        return document_text("outputs", next(iter(columns.values())))
+    members = ",\n".join(f"        {quote(alias)}: {text}" for alias, text in columns.items())
+    return document_text("outputs", f"{{\n{members}\n    }}")
 
 
-def _document(key: str, text: str) -> str:
+def document_text(key: str, text: str) -> str:
+    """A reply with one key, its value as JSON."""
     return f'{{\n    "{key}": {text}\n}}\n'
 
 
@@ -358,7 +365,7 @@ def _rows_json(outputs: Mapping[str, np.ndarray]) -> str:
     columns = [_row_texts(alias, array) for alias, array in outputs.items()]
     if len(columns) == 1:
         return "[" + ", ".join(columns[0]) + "]"
-    names = [_quote(alias) for alias in outputs]
+    names = [quote(alias) for alias in outputs]
     rows = (
         "        {\n"
         + ",\n".join(f"            {name}: {text}" for name, text in zip(names, row, strict=True))
@@ -391,18 +398,18 @@ def _texts(alias: str, array: np.ndarray) -> list[str]:
     if flat.dtype.kind == "b":
         return ["true" if value else "false" for value in flat.tolist()]
     if flat.dtype in (np.float32, np.float64):
-        return _float_texts(flat)
+        return float_texts(flat)
     if flat.dtype.kind in "OSU":
         write = _base64_text if alias.endswith("_bytes") else _string_text
         return [write(value) for value in flat.tolist()]
     raise invalid_argument(f"Tensor name: {alias} has unsupported tensor type: {flat.dtype.name}")
 
 
-_quote: Callable[[str], str] = json.encoder.encode_basestring
+quote: Callable[[str], str] = json.encoder.encode_basestring
 
 
 def _string_text(value: bytes | str) -> str:
-    return _quote(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
+    return quote(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
 
 
 def _base64_text(value: bytes | str) -> str:
@@ -410,7 +417,7 @@ def _base64_text(value: bytes | str) -> str:
     return '{"b64": "' + base64.b64encode(data).decode("ascii") + '"}'
 
 
-def _float_texts(flat: np.ndarray) -> list[str]:
+def float_texts(flat: np.ndarray) -> list[str]:
     """`%g` where six digits read back the same (9e+06, 0.2), else the shortest that does."""
     if not len(flat):
         return []

@@ -6,144 +6,108 @@ Requests are read on the event loop and answered in a pool of threads, which par
 import asyncio
 import json
 import logging
-import re
-import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
+import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
+from tensorflow_serving.apis import model_pb2, prediction_log_pb2
 
-from serving import json_tensor
-from serving.signatures import DEFAULT_SIGNATURE, Servable
+from serving import bodies, examples, json_tensor, request_log, routes
+from serving.bodies import Disconnected, HttpError, Message, Receive
+from serving.core import Core
+from serving.routes import Target
+from serving.signatures import DEFAULT_SIGNATURE
 from serving.status import HTTP_STATUS, Code, ServingError, invalid_argument
-from serving.versions import Models, VersionStatus
+from serving.versions import Handle, VersionStatus
 
 _LOGGER = logging.getLogger("serving")
-_PREDICT_PATH = re.compile(
-    r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
-    r":(?P<method>classify|regress|predict)",
-    re.IGNORECASE,
-)
-_STATUS_PATH = re.compile(
-    r"/v1/models(?:/(?P<name>[^/:]+))?(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
-    r"(?:/(?P<resource>metadata))?",
-    re.IGNORECASE,
-)
-_API_PATH = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_MAX_VERSION = 2**63 - 1
+_ACCESS = logging.getLogger("serving.access")
 _JSON = b"application/json"
+_TEXT = b"text/plain"
+_PROMETHEUS = b"text/plain; version=0.0.4"
+_CORS = [
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-headers", b"Content-Type"),
+]
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request, and all together, may take.
-
-    Attributes:
-        max_body_bytes: size of a request's body, also after decompression; more is a 413.
-        max_concurrent_requests: requests being answered or waiting for it; more is a 503.
-        deadline_seconds: time for reading a request, and again for answering it; longer is a 408 and a 504.
-    """
-
-    max_body_bytes: int = 64 << 20
-    max_concurrent_requests: int = 256
-    deadline_seconds: float = 30.0
-
-
-class _HttpError(Exception):
-    """A fault of HTTP itself, which has a status but no code of TensorFlow's."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-
-
-class _Disconnected(Exception):  # noqa: N818 - not an error: nobody is left to be told
-    """The client went away before its request was complete."""
+Answer = tuple[int, bytes, bytes]
 
 
 class RestApplication:
-    """Answers `/v1/models...`, `/livez` and `/readyz`.
+    """Answers `/v1/models...`, `/livez`, `/readyz` and, where asked for, the path of metrics.
 
     Args:
-        models: what is served.
+        core: what is served, and how.
         executor: the threads that run models.
-        limits: see `Limits`.
         is_ready: what `/readyz` says.
     """
 
-    def __init__(self, models: Models, executor: Executor, limits: Limits, is_ready: Callable[[], bool]) -> None:
-        self._models = models
+    def __init__(self, core: Core, executor: Executor, is_ready: Callable[[], bool]) -> None:
+        self._core = core
+        self._limits = core.settings.limits
         self._executor = executor
-        self._limits = limits
         self._is_ready = is_ready
         self._running = 0
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """The ASGI entry point."""
-        method = scope["method"]
+        started = time.perf_counter()
+        verb = scope["method"]
         path = scope["raw_path"].decode("latin-1")
         try:
-            status, body, kind = await self._answer(scope, method, path, receive)
+            status, body, kind = await self._answer(scope, verb, path, receive)
         except ServingError as error:
             status, body, kind = HTTP_STATUS[error.code], _error_body(error.message), _JSON
-        except _HttpError as error:
+        except HttpError as error:
             status, body, kind = error.status, _error_body(error.message), _JSON
-        except _Disconnected:
+        except Disconnected:
             return
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if self._core.settings.cors:
+            headers += _CORS
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+        await send({"type": "http.response.body", "body": b"" if verb == "HEAD" else body})
+        if self._core.settings.access_log:
+            seen = {"verb": verb, "path": path[:256], "status": status, "bytes": len(body)}
+            seen["ms"] = round(1000 * (time.perf_counter() - started), 3)
+            _ACCESS.info("REST %(verb)s %(path)s %(status)d %(ms).3f ms", seen, extra={"request": seen})
 
-    async def _answer(self, scope: Any, method: str, path: str, receive: Receive) -> tuple[int, bytes, bytes]:
-        if not _API_PATH.fullmatch(path) and path.lower() != "/v1/models":
-            return self._answer_probe(path)
-        if method == "OPTIONS":
-            return (200 if dict(scope["headers"]).get(b"origin", b"").startswith(b"http") else 400), b"", _JSON
-        path += "?" + scope["query_string"].decode("latin-1") if scope["query_string"] else ""
-        if method == "POST" and (match := _PREDICT_PATH.fullmatch(path)):
-            target = _target(match)
-            body = await self._read_body(scope, receive)
-            return 200, await self._in_thread(self._infer, match["method"], target, body), _JSON
-        if method == "GET" and (match := _STATUS_PATH.fullmatch(path)):
-            if not match["name"]:
-                raise invalid_argument("Missing model name in request.")
-            answer = self._metadata if match["resource"] else self._status
-            return 200, answer(_target(match)).encode(), _JSON
-        raise _malformed(method, path)
-
-    def _answer_probe(self, path: str) -> tuple[int, bytes, bytes]:
-        if path == "/livez":
-            return 200, b"ok\n", b"text/plain"
-        if path == "/readyz":
-            return (200, b"ok\n", b"text/plain") if self._is_ready() else (503, b"not ready\n", b"text/plain")
-        return 404, b"Not Found\n", b"text/plain"
-
-    async def _read_body(self, scope: Any, receive: Receive) -> bytes:
+    async def _answer(self, scope: Any, verb: str, path: str, receive: Receive) -> Answer:
         headers = dict(scope["headers"])
-        limit = self._limits.max_body_bytes
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > limit:
-            raise _too_large(limit)
-        try:
-            async with asyncio.timeout(self._limits.deadline_seconds):
-                body = await _receive_all(receive, limit)
-        except TimeoutError:
-            raise _HttpError(408, "The request's body did not arrive in time.") from None
-        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding == b"gzip":
-            return _gunzip(body, limit)
-        if encoding not in (b"identity", b""):
-            raise _HttpError(415, "Content-Encoding must be gzip or identity.")
-        return body
+        if not routes.is_api(path):
+            return self._answer_other(path, headers)
+        if verb == "OPTIONS":
+            return (200 if headers.get(b"origin", b"").startswith(b"http") else 400), b"", _JSON
+        self._admit(headers)
+        path += "?" + scope["query_string"].decode("latin-1") if scope["query_string"] else ""
+        target = routes.parse(verb, path)
+        if target.is_inference:
+            body = await bodies.read(headers, receive, self._limits)
+            return 200, await self._in_thread(self._infer, target, body), _JSON
+        return 200, (self._metadata if target.method == "metadata" else self._status)(target).encode(), _JSON
+
+    def _answer_other(self, path: str, headers: dict[bytes, bytes]) -> Answer:
+        """Probes, which need no token, and metrics, which do."""
+        if path == "/livez":
+            return 200, b"ok\n", _TEXT
+        if path == "/readyz":
+            return (200, b"ok\n", _TEXT) if self._is_ready() else (503, b"not ready\n", _TEXT)
+        if path == self._core.settings.metrics_path:
+            self._admit(headers)
+            return 200, self._core.metrics.text().encode(), _PROMETHEUS
+        return 404, b"Not Found\n", _TEXT
+
+    def _admit(self, headers: dict[bytes, bytes]) -> None:
+        if not self._core.guard.admits(headers.get(b"authorization", b"")):
+            raise ServingError(
+                Code.UNAUTHENTICATED, "The request must carry the server's token: Authorization: Bearer."
+            )
 
     async def _in_thread(self, answer: Callable[..., bytes], *arguments: Any) -> bytes:
         """Runs `answer` in a thread; the request counts as running until the thread is done, even past its deadline."""
@@ -162,114 +126,69 @@ class RestApplication:
         if not future.cancelled():
             future.exception()  # seen: one that came after the deadline has nobody left to tell
 
-    def _infer(self, method: str, target: "_Target", body: bytes) -> bytes:
+    def _infer(self, target: Target, body: bytes) -> bytes:
+        answer = self._predict if target.method == "predict" else self._classify_or_regress
+        api = target.method.capitalize()
         try:
-            if method == "predict":
-                return self._predict(target, body).encode()
-            if method in ("classify", "regress"):
-                raise ServingError(Code.UNIMPLEMENTED, f"{method} is not implemented by this server; use predict.")
-        except (ServingError, _HttpError):
+            with self._core.counted(target.name, api, "REST", self._limits.deadline_seconds):
+                return answer(target, api, body).encode()
+        except (ServingError, HttpError):
             raise
         except Exception:  # the last line of defence: the client gets no trace, the log does
-            _LOGGER.exception("%s of %s", method, target.name)
+            _LOGGER.exception("%s of %s", target.method, target.name)
             raise ServingError(Code.INTERNAL, "Internal error") from None
-        raise _malformed("POST", target.path)
 
-    def _predict(self, target: "_Target", body: bytes) -> str:
+    def _predict(self, target: Target, api: str, body: bytes) -> str:
+        document = json_tensor.parse(body)
+        given = json_tensor.signature_name(document)
+        name = given or DEFAULT_SIGNATURE
+        with self._core.pinned(target.name, target.version, target.label, api) as handle:
+            signature = handle.servable.signatures.get(name)
+            if signature is None:
+                raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
+            self._core.inference.check_predict(handle.servable, name)
+            inputs = json_tensor.predict_inputs(document, signature.inputs, given)
+            self._core.check_sizes(inputs.arrays)
+            outputs = {a: np.asarray(values) for a, values in handle.servable.run(name, inputs.arrays).items()}
+        if self._core.log is not None and self._core.log.wants_next():
+            spec = _spec(handle, name)
+            log = request_log.predict_log(spec, inputs.arrays, signature.inputs, outputs, signature.outputs)
+            self._core.log.offer(log)
+        return json_tensor.predict_json(outputs, by_row=inputs.by_row)
+
+    def _classify_or_regress(self, target: Target, api: str, body: bytes) -> str:
         document = json_tensor.parse(body)
         name = json_tensor.signature_name(document)
-        with self._models.handle(target.name, target.version, target.label) as handle:
-            return predict(handle.servable, document, name)
+        given = examples.request_input(document)
+        run = self._core.inference.classify if target.method == "classify" else self._core.inference.regress
+        with self._core.pinned(target.name, target.version, target.label, api) as handle:
+            result = run(handle.servable, name, given)
+        if self._core.log is not None and self._core.log.wants_next():
+            log = prediction_log_pb2.PredictionLog()
+            one = log.classify_log if target.method == "classify" else log.regress_log
+            one.request.input.CopyFrom(given)
+            one.response.result.CopyFrom(result)
+            for message in (log.log_metadata, one.request, one.response):
+                message.model_spec.CopyFrom(_spec(handle, name or DEFAULT_SIGNATURE))
+            self._core.log.offer(log)
+        write = examples.classification_json if target.method == "classify" else examples.regression_json
+        return write(result)
 
-    def _status(self, target: "_Target") -> str:
-        statuses = self._models.status(target.name, target.version)
+    def _status(self, target: Target) -> str:
+        statuses = self._core.models.status(target.name, target.version)
         return json.dumps({"model_version_status": [_status_json(status) for status in statuses]}, indent=4) + "\n"
 
-    def _metadata(self, target: "_Target") -> str:
-        with self._models.handle(target.name, target.version, target.label) as handle:
+    def _metadata(self, target: Target) -> str:
+        with self._core.models.handle(target.name, target.version, target.label) as handle:
             spec = {"name": target.name, "signature_name": "", "version": str(handle.version)}
             metadata = {"signature_def": handle.servable.signature_def_json}
         return json.dumps({"model_spec": spec, "metadata": metadata}, indent=4) + "\n"
 
 
-def predict(servable: Servable, document: dict[str, Any], signature_name: str) -> str:
-    """Answers a parsed predict request from one loaded version."""
-    name = signature_name or DEFAULT_SIGNATURE
-    signature = servable.signatures.get(name)
-    if signature is None:
-        raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
-    inputs = json_tensor.predict_inputs(document, signature.inputs, signature_name)
-    outputs = {alias: np.asarray(array) for alias, array in servable.run(name, inputs.arrays).items()}
-    return json_tensor.predict_json(outputs, by_row=inputs.by_row)
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The model that a path names."""
-
-    path: str
-    name: str
-    version: int | None
-    label: str | None
-
-
-def _target(match: re.Match[str]) -> _Target:
-    version = match["version"]
-    if version is not None and (len(version) > 19 or int(version) > _MAX_VERSION):
-        raise invalid_argument(f"Failed to convert version: {version[:40]} to numeric.")
-    label = match["label"]
-    return _Target(
-        match.string,
-        _decode(match["name"]),
-        int(version) if version is not None else None,
-        _decode(label) if label is not None else None,
-    )
-
-
-def _decode(text: str) -> str:
-    if _BAD_ESCAPE.search(text):
-        raise invalid_argument("Malformed request: a percent sign must be followed by two hexadecimal digits.")
-    try:
-        return unquote_to_bytes(text).decode()
-    except UnicodeDecodeError:
-        raise invalid_argument("Malformed request: a percent-encoded name must be UTF-8.") from None
-
-
-def _malformed(method: str, path: str) -> ServingError:
-    return invalid_argument(f"Malformed request: {method} {path[:256]}")
-
-
-async def _receive_all(receive: Receive, limit: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Disconnected
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
-        if not message.get("more_body"):
-            return b"".join(chunks)
-
-
-def _too_large(limit: int) -> _HttpError:
-    return _HttpError(413, f"The request's body must not be larger than {limit} bytes.")
-
-
-def _gunzip(body: bytes, limit: int) -> bytes:
-    decompressor = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-    try:
-        text = decompressor.decompress(body, limit + 1)
-    except zlib.error:
-        raise invalid_argument("The request's body is not valid gzip.") from None
-    if len(text) > limit:
-        raise _too_large(limit)
-    if not decompressor.eof:
-        raise invalid_argument("The request's body is not valid gzip: it ends too early.")
-    return text
+def _spec(handle: Handle, signature_name: str) -> Any:
+    spec = model_pb2.ModelSpec(name=handle.model, signature_name=signature_name)
+    spec.version.value = handle.version
+    return spec
 
 
 def _error_body(message: str) -> bytes:

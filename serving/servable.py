@@ -38,15 +38,20 @@ class SavedModelServable:
 
     Args:
         directory: the version directory; it may vanish once this returns.
+        intra_op_threads: threads of one operation; 0 = one a processor.
+        inter_op_threads: operations at once; 0 = one a processor.
 
     Raises:
         ServingError: the version is incomplete, altered, or does not load.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, intra_op_threads: int = 0, inter_op_threads: int = 0) -> None:
         check_files(directory)
         _check_operations(_operations(directory), directory)
-        self._session = tf.compat.v1.Session(graph=tf.Graph())
+        config = config_pb2.ConfigProto(
+            intra_op_parallelism_threads=intra_op_threads, inter_op_parallelism_threads=inter_op_threads
+        )
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
             meta_graph = _load(self._session, directory)
             self.signature_def = get_model_metadata_pb2.SignatureDefMap()
@@ -108,13 +113,15 @@ def _signature(definition: Any) -> Signature:
     def tensors(infos: Mapping[str, Any]) -> dict[str, Tensor]:
         return {alias: _tensor(info) for alias, info in sorted(infos.items())}
 
-    return Signature(tensors(definition.inputs), tensors(definition.outputs))
+    defaults = {alias: tf.make_ndarray(value) for alias, value in sorted(definition.defaults.items())}
+    return Signature(tensors(definition.inputs), tensors(definition.outputs), definition.method_name, defaults)
 
 
 def _tensor(info: Any) -> Tensor:
     name = "" if info.dtype == 0 else tf.dtypes.as_dtype(info.dtype).name
     name = {"float32": "float", "float64": "double", "float16": "half"}.get(name, name)
-    return Tensor(info.name, name, info.dtype)
+    shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
+    return Tensor(info.name, name, info.dtype, shape)
 
 
 def _from_tensorflow(error: Any) -> ServingError:

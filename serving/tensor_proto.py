@@ -102,14 +102,17 @@ def _values(field: Any, dtype: Any, alias: str) -> np.ndarray:
         raise _parsing_error(alias, f"a value is outside the range of {np.dtype(dtype).name}") from None
 
 
-def fill_proto(proto: Any, array: np.ndarray, type_code: int) -> None:
-    """Writes an array into an empty TensorProto, as typed values."""
+def fill_proto(proto: Any, array: np.ndarray, type_code: int, *, as_content: bool = False) -> None:
+    """Writes an array into an empty TensorProto, as typed values or as one block of bytes; strings are always typed."""
     dtype, field = _TYPES[type_code]
     proto.dtype = type_code
     proto.tensor_shape.SetInParent()
     for size in array.shape:
         proto.tensor_shape.dim.add().size = size
     flat = array.reshape(-1)
+    if as_content and type_code != _STRING:
+        proto.tensor_content = flat.tobytes()
+        return
     if dtype in (np.complex64, np.complex128):
         flat = flat.view(np.float32 if dtype is np.complex64 else np.float64)
     elif dtype in (np.float16, ml_dtypes.bfloat16):
@@ -123,11 +126,12 @@ def run_predict(servable: Servable, request: Any) -> tuple[str, Arrays]:
     signature = servable.signatures.get(name)
     if signature is None:
         raise ServingError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
-    _check_aliases(set(request.inputs), set(signature.inputs))
+    defaults = {alias: value for alias, value in signature.defaults.items() if alias not in request.inputs}
+    _check_aliases(set(request.inputs) | defaults.keys(), set(signature.inputs))
     wanted = _wanted_outputs(list(request.output_filter), signature)
     inputs = {alias: from_proto(request.inputs[alias], alias) for alias in sorted(request.inputs)}
     check_types({alias: request.inputs[alias].dtype for alias in inputs}, signature)
-    outputs = servable.run(name, inputs)
+    outputs = servable.run(name, {**inputs, **defaults})
     return name, {alias: outputs[alias] for alias in wanted}
 
 

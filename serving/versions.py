@@ -6,14 +6,16 @@ the last good one keeps answering, whatever becomes of its files.
 """
 
 import logging
+import math
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from serving.signatures import Servable
 from serving.status import Code, ServingError, invalid_argument
@@ -51,19 +53,35 @@ class Policy(Protocol):
         """Returns the versions to try, in that order, and how many of them to serve."""
 
 
-def latest(num_versions: int = 1) -> Policy:
+@dataclass(frozen=True)
+class Latest:
     """The highest versions that load."""
-    return lambda found: (sorted(found, reverse=True), num_versions)
+
+    num_versions: int = 1
+
+    def __call__(self, found: Sequence[int]) -> tuple[list[int], int]:
+        """The highest first, until enough have loaded."""
+        return sorted(found, reverse=True), self.num_versions
 
 
-def every_version(found: Sequence[int]) -> tuple[list[int], int]:
+@dataclass(frozen=True)
+class EveryVersion:
     """All versions at once."""
-    return sorted(found, reverse=True), len(found)
+
+    def __call__(self, found: Sequence[int]) -> tuple[list[int], int]:
+        """All of them."""
+        return sorted(found, reverse=True), len(found)
 
 
-def specific(versions: Sequence[int]) -> Policy:
+@dataclass(frozen=True)
+class Specific:
     """Exactly these versions."""
-    return lambda found: (sorted(set(found) & set(versions), reverse=True), len(versions))
+
+    versions: tuple[int, ...]
+
+    def __call__(self, found: Sequence[int]) -> tuple[list[int], int]:
+        """Those of them that exist."""
+        return sorted(set(found) & set(self.versions), reverse=True), len(self.versions)
 
 
 def find_versions(base_path: Path) -> dict[int, Path]:
@@ -109,9 +127,18 @@ class _Version:
     """One version's state; `users` counts the requests that hold its servable."""
 
     status: VersionStatus
+    path: Path
     servable: Servable | None = None
     users: int = 0
-    stamp: tuple[tuple[str, int, int], ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """How often in a row a directory failed to load with the same files, and when it is tried again."""
+
+    stamp: tuple[tuple[str, int, int], ...]
+    count: int
+    retry_at: float
 
 
 @dataclass(frozen=True)
@@ -124,11 +151,32 @@ class Handle:
 
 
 @dataclass(frozen=True)
+class Retries:
+    """How often a version that failed to load is tried again while its files stay the same.
+
+    Attributes:
+        count: how often; then it waits for its files to change.
+        first_seconds: the first wait; each further one is twice as long.
+        longest_seconds: no wait is longer.
+    """
+
+    count: int = 5
+    first_seconds: float = 1.0
+    longest_seconds: float = 60.0
+
+    def wait_seconds(self, failures: int) -> float:
+        """The wait after that many failures."""
+        if failures > self.count:
+            return math.inf
+        return min(self.longest_seconds, self.first_seconds * 2.0 ** (failures - 1))
+
+
+@dataclass(frozen=True)
 class ModelSource:
     """Where a model's versions lie, which of them to serve, and names for some of them, such as `stable`."""
 
     base_path: Path
-    policy: Policy = field(default_factory=latest)
+    policy: Policy = field(default_factory=Latest)
     labels: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -139,6 +187,7 @@ class Model:
         name: the name that requests use.
         source: where its versions lie and which of them to serve.
         load: loads a version directory; raises `ServingError` where it must not be served.
+        retries: when a version that failed is tried again.
         on_change: called after any version changed its state.
     """
 
@@ -148,34 +197,66 @@ class Model:
         source: ModelSource,
         load: Callable[[Path], Servable],
         *,
+        retries: Retries | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.source = source
         self._load = load
+        self._retries = retries or Retries()
         self._on_change = on_change
+        self._withdrawn = False
         self._versions: dict[int, _Version] = {}
+        self._failures: dict[Path, _Failure] = {}
+        self._polling = threading.Lock()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
+        self._held = 0
 
     def poll(self) -> None:
         """Looks at the files once and loads and unloads what has to be."""
+        with self._polling:
+            if not self._withdrawn:
+                self._poll()
+
+    def _poll(self) -> None:
+        source = self.source
         try:
-            found = find_versions(self.source.base_path)
+            found = find_versions(source.base_path)
         except OSError as error:
             _LOGGER.warning("%s: its versions cannot be listed (%s); what is loaded stays.", self.name, error.strerror)
             return
-        candidates, count = self.source.policy(list(found))
+        paths = set(found.values())
+        self._failures = {path: failure for path, failure in self._failures.items() if path in paths}
+        candidates, count = source.policy(list(found))
         chosen: list[int] = []
         for version in candidates:
             if len(chosen) == count:
                 break
-            if self._is_available(version) or self._try_load(version, found[version]):
+            if self._is_loaded_from(version, found[version]) or self._try_load(version, found[version]):
                 chosen.append(version)
         if chosen:
             for version in self.available():
                 if version not in chosen:
                     self._retire(version)
+
+    def withdraw(self) -> None:
+        """Unloads every version and looks for none until the next `restore`."""
+        with self._polling:
+            self._withdrawn = True
+            for version in self.available():
+                self._retire(version)
+
+    def restore(self, source: ModelSource) -> None:
+        """Serves from this source from the next poll on."""
+        with self._polling:
+            self.source = source
+            self._withdrawn = False
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether it was withdrawn and not restored."""
+        return self._withdrawn
 
     def available(self) -> list[int]:
         """The versions that answer, highest first."""
@@ -186,47 +267,76 @@ class Model:
         versions = (number for number, version in self._versions.items() if version.status.state == State.AVAILABLE)
         return sorted(versions, reverse=True)
 
-    def _is_available(self, version: int) -> bool:
-        return version in self.available()
+    def failures(self) -> list[VersionStatus]:
+        """The versions whose last load failed, highest first; none of a model that answers or was withdrawn."""
+        with self._lock:
+            if self._withdrawn or self._available():
+                return []
+            failed = [known.status for known in self._versions.values() if known.status.code != Code.OK]
+        return sorted(failed, key=lambda status: -status.version)
+
+    def _is_loaded_from(self, version: int, path: Path) -> bool:
+        with self._lock:
+            known = self._versions.get(version)
+            return known is not None and known.status.state == State.AVAILABLE and known.path == path
 
     def _try_load(self, number: int, path: Path) -> bool:
         stamp = _stamp(path)
+        failure = self._failures.get(path)
+        if failure is not None and failure.stamp == stamp and time.monotonic() < failure.retry_at:
+            return False
+        loading = _Version(VersionStatus(number, State.LOADING), path)
         with self._lock:
             known = self._versions.get(number)
-            if known is not None and known.status.code != Code.OK and known.stamp == stamp:
-                return False  # it failed, and its files are the same
             if known is not None and known.status.state == State.UNLOADING:
                 return False  # the next poll finds it ended
-            self._versions[number] = _Version(VersionStatus(number, State.LOADING), stamp=stamp)
+            replaced = known if known is not None and known.servable is not None else None
+            if replaced is None:  # else the old one of that number answers until the new one does
+                self._versions[number] = loading
         self._on_change()
         _LOGGER.info("%s: loading version %d", self.name, number)
         try:
             servable = self._load(path)
         except ServingError as error:
-            self._fail(number, error.code, error.message, path)
+            self._fail(number, loading, stamp, error.code, error.message)
             return False
         except Exception as error:  # a loader's surprise must not end this model's polling: it becomes its status
             _LOGGER.exception("%s: version %d", self.name, number)
-            self._fail(number, Code.INTERNAL, f"{type(error).__name__}: {error}", path)
+            self._fail(number, loading, stamp, Code.INTERNAL, f"{type(error).__name__}: {error}")
             return False
+        self._failures.pop(path, None)
         with self._lock:
-            self._versions[number].servable = servable
-            self._versions[number].status = VersionStatus(number, State.AVAILABLE)
+            loading.servable = servable
+            loading.status = VersionStatus(number, State.AVAILABLE)
+            self._held += 1
+            self._versions[number] = loading
         _LOGGER.info("%s: version %d is available", self.name, number)
         self._on_change()
+        if replaced is not None:
+            self._release(number, replaced)
         return True
 
-    def _fail(self, number: int, code: Code, message: str, path: Path) -> None:
-        message = message.replace(str(path), f"{self.name}/{path.name}").replace(str(self.source.base_path), self.name)
+    def _fail(self, number: int, version: _Version, stamp: Any, code: Code, message: str) -> None:
+        path, base = version.path, version.path.parent
+        for known, shown in ((path, f"{self.name}/{path.name}"), (base, self.name), (base.resolve(), self.name)):
+            message = message.replace(str(known), shown)
+        before = self._failures.get(path)
+        count = 1 if before is None or before.stamp != stamp else before.count + 1
+        self._failures[path] = _Failure(stamp, count, time.monotonic() + self._retries.wait_seconds(count))
         with self._lock:
-            self._versions[number].status = VersionStatus(number, State.END, code, message)
+            version.status = VersionStatus(number, State.END, code, message)
             self._forget_oldest()
-        _LOGGER.error("%s: version %d is not served: %s", self.name, number, message)
+        _LOGGER.error("%s: version %d is not served (failure %d): %s", self.name, number, count, message)
         self._on_change()
 
     def _retire(self, number: int) -> None:
         with self._lock:
             version = self._versions[number]
+        self._release(number, version)
+
+    def _release(self, number: int, version: _Version) -> None:
+        """Lets a version go: at once, or with the last request that holds it."""
+        with self._lock:
             version.status = VersionStatus(number, State.UNLOADING)
             last = version.users == 0
         self._on_change()
@@ -239,6 +349,7 @@ class Model:
             servable.close()
         with self._lock:
             version.status = VersionStatus(number, State.END)
+            self._held -= servable is not None
             self._forget_oldest()
             self._idle.notify_all()
         _LOGGER.info("%s: version %d is unloaded", self.name, number)
@@ -292,114 +403,12 @@ class Model:
 
     def close(self, timeout_seconds: float = 10.0) -> None:
         """Unloads everything, waiting for the requests that still hold a version."""
-        for number in self.available():
-            self._retire(number)
+        self.withdraw()
         with self._lock:
-            self._idle.wait_for(lambda: not self._holding(), timeout_seconds)
-
-    def _holding(self) -> bool:
-        return any(version.servable is not None for version in self._versions.values())
+            self._idle.wait_for(lambda: self._held == 0, timeout_seconds)
 
 
 def not_found(model: str, version: int | None) -> ServingError:
     """What a request for a model or version that is not served gets."""
     wanted = f"Latest({model})" if version is None else f"Specific({model}, {version})"
     return ServingError(Code.NOT_FOUND, f"Servable not found for request: {wanted}")
-
-
-class Models:
-    """All models, each polled by a thread of its own, so that a bad one never holds up another.
-
-    Args:
-        find: lists the models that should be served, new ones included.
-        load: loads a version directory; raises `ServingError` where it must not be served.
-        poll_seconds: how often the file system is looked at; 0 = once.
-        on_change: called after any version of any model changed its state.
-    """
-
-    def __init__(
-        self,
-        find: Callable[[], Mapping[str, ModelSource]],
-        load: Callable[[Path], Servable],
-        *,
-        poll_seconds: float = 1.0,
-        on_change: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._find = find
-        self._load = load
-        self._poll_seconds = poll_seconds
-        self._on_change = on_change
-        self._models: dict[str, Model] = {}
-        self._threads: list[threading.Thread] = []
-        self._stopping = threading.Event()
-
-    def start(self) -> None:
-        """Loads what there is, then keeps looking in the background."""
-        threads = [threading.Thread(target=model.poll, daemon=True) for model in self._discover()]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if self._poll_seconds > 0:
-            for model in self._models.values():
-                self._watch(model)
-            self._start_thread(self._keep_discovering)
-
-    def _discover(self) -> list[Model]:
-        sources = {name: source for name, source in self._find().items() if name not in self._models}
-        new = {name: Model(name, source, self._load, on_change=self._on_change) for name, source in sources.items()}
-        self._models = {**self._models, **new}
-        return list(new.values())
-
-    def _keep_discovering(self) -> None:
-        while not self._stopping.wait(self._poll_seconds):
-            try:
-                for model in self._discover():
-                    self._watch(model)
-            except OSError as error:
-                _LOGGER.warning("the models' directory cannot be listed (%s)", error.strerror)
-
-    def _watch(self, model: Model) -> None:
-        def keep_polling() -> None:
-            while not self._stopping.is_set():
-                model.poll()
-                self._stopping.wait(self._poll_seconds)
-
-        self._start_thread(keep_polling)
-
-    def _start_thread(self, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    @property
-    def ready(self) -> bool:
-        """Whether some model answers."""
-        return any(model.available() for model in self._models.values())
-
-    @property
-    def names(self) -> list[str]:
-        """The models that were found, whether they load or not."""
-        return sorted(self._models)
-
-    def handle(self, name: str, version: int | None = None, label: str | None = None) -> AbstractContextManager[Handle]:
-        """Pins a version of a model for the length of one request."""
-        model = self._models.get(name)
-        if model is None:
-            raise not_found(name, version)
-        return model.handle(version, label)
-
-    def status(self, name: str, version: int | None = None) -> list[VersionStatus]:
-        """The state of a model's versions, highest first."""
-        model = self._models.get(name)
-        if model is None:
-            raise ServingError(Code.NOT_FOUND, f"Could not find any versions of model {name}")
-        return model.status(version)
-
-    def close(self) -> None:
-        """Stops looking and unloads everything."""
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join()
-        for model in self._models.values():
-            model.close()

@@ -4,6 +4,10 @@ import importlib.util
 import os
 from pathlib import Path
 
+import pytest
+
+from tests import conformance
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before anything imports TensorFlow
 _HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 
@@ -13,3 +17,18 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
         return None
     files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
     return not any("mark.jax" in path.read_text("utf-8") for path in files) or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Rows of the conformance checklist travel with the reports, to this process or to another."""
+    for item in items:
+        names = [name for mark in item.iter_markers("conformance") for name in mark.args]
+        if names:
+            item.user_properties.append(("conformance", names))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    stats = terminalreporter.stats
+    line = conformance.summary(stats.get("passed", ()), [*stats.get("failed", ()), *stats.get("error", ())])
+    if line is not None:
+        terminalreporter.write_line(line)

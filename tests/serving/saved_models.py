@@ -9,6 +9,7 @@ import grpc
 import httpx
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -53,6 +54,83 @@ def save_half_plus(directory: Path, bias: float = 2.0) -> Path:
     module = HalfPlus(bias)
     tf.saved_model.save(module, str(directory), signatures={"serving_default": module.predict, "again": module.predict})
     return directory
+
+
+def _takes_examples(answer: Any) -> Any:
+    """A signature over serialised tf.Example with a number x, 0 where an example lacks it."""
+
+    def call(inputs: Any) -> Any:
+        features = {"x": tf.io.FixedLenFeature([1], tf.float32, [0.0])}
+        return answer(tf.io.parse_example(inputs, features)["x"])
+
+    return tf.function(call, input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+
+
+def _labels(x: Any) -> Any:
+    return tf.strings.as_string(tf.cast(x, tf.int32))
+
+
+def save_examples(directory: Path) -> Path:
+    """Signatures of regression and classification, y = x / 2 + 2, and some that answer what they must not."""
+    answers = {
+        "regress_x_to_y": lambda x: {"outputs": 0.5 * x + 2.0},
+        "regress_flat": lambda x: {"outputs": tf.reshape(0.5 * x + 2.0, [-1])},
+        "classify_x_to_y": lambda x: {"scores": 0.5 * x + 2.0},
+        "classify_two": lambda x: {
+            "classes": tf.concat([_labels(x), _labels(-x)], axis=1),
+            "scores": tf.concat([x, -x], axis=1),
+        },
+        "classes_alone": lambda x: {"classes": _labels(x)},
+        "scores_cube": lambda x: {"scores": x[:, :, None]},
+        "scores_short": lambda x: {"scores": x[:0]},
+        "scores_double": lambda x: {"scores": tf.cast(x, tf.float64)},
+        "classes_numbers": lambda x: {"classes": x},
+        "uneven": lambda x: {"classes": _labels(x), "scores": tf.concat([x, x], axis=1)},
+        "outputs_wide": lambda x: {"outputs": tf.concat([x, x], axis=1)},
+        "outputs_short": lambda x: {"outputs": x[:0]},
+        "outputs_double": lambda x: {"outputs": tf.cast(x, tf.float64)},
+        "unnamed": lambda x: {"something": x},
+        "failing": lambda x: {"outputs": tf.linalg.matmul(x, tf.ones((tf.size(x) + 1, 1)))},
+    }
+    module = tf.Module()
+    module.calls = {name: _takes_examples(answer) for name, answer in answers.items()}
+    tf.saved_model.save(module, str(directory), signatures=module.calls)
+    return directory
+
+
+class Counter(tf.Module):
+    """A number that requests change: signatures without inputs, and state that survives a request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = tf.Variable(0.0)
+
+    @tf.function(input_signature=[])
+    def get(self) -> dict[str, Any]:
+        return {"output": self.value.read_value()}
+
+    @tf.function(input_signature=[])
+    def increase(self) -> dict[str, Any]:
+        return {"output": self.value.assign_add(1.0)}
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.float32, name="delta")])
+    def add(self, delta: Any) -> dict[str, Any]:
+        return {"output": self.value.assign_add(delta)}
+
+
+def save_counter(directory: Path) -> Path:
+    module = Counter()
+    calls = {"get_counter": module.get, "increase_counter": module.increase, "add": module.add}
+    tf.saved_model.save(module, str(directory), signatures=calls)
+    return directory
+
+
+def edit_signatures(directory: Path, change: Any) -> None:
+    """Rewrites a SavedModel with `change` applied to its signatures by name."""
+    path = directory / "saved_model.pb"
+    document = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    change(document.meta_graphs[0].signature_def)
+    path.write_bytes(document.SerializeToString())
 
 
 def _echo(name: str, dtype: Any) -> Any:

@@ -11,13 +11,14 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.grpc import load
+from serving.loading import Loader
 from serving.servable import WARMUP_REQUESTS
 from serving.status import Code, ServingError
 from serving.versions import Model, ModelSource, State
 from tests.serving.saved_models import publish, save_vocabulary, warmup_record, write_warmup
 from tfrec.manifest import write_manifest
 
+load = Loader()
 DATA = "variables/variables.data-00000-of-00001"
 INDEX = "variables/variables.index"
 
@@ -78,6 +79,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], set[Code]]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.conformance("L6")
 def test_l6_damage_without_a_manifest(tmp_path: Path, vocabulary: Path, damage: str) -> None:
     version = publish(vocabulary, tmp_path, 1)
     make, codes = DAMAGES[damage]
@@ -85,6 +87,7 @@ def test_l6_damage_without_a_manifest(tmp_path: Path, vocabulary: Path, damage: 
     assert refusal(version).code in codes
 
 
+@pytest.mark.conformance("L6")
 def test_l6_missing_fingerprint_without_a_manifest_answers_right(tmp_path: Path, vocabulary: Path) -> None:
     version = publish(vocabulary, tmp_path, 1)
     (version / "fingerprint.pb").unlink()
@@ -100,6 +103,7 @@ MANIFEST_DAMAGES = {name: damage for name, (damage, _) in DAMAGES.items()} | {
 
 
 @pytest.mark.parametrize("damage", MANIFEST_DAMAGES)
+@pytest.mark.conformance("L6")
 def test_l6_damage_with_a_manifest(tmp_path: Path, vocabulary: Path, damage: str) -> None:
     version = publish(vocabulary, tmp_path, 1, manifest=True)
     assert answer(version) == [1.0, -1.0]
@@ -127,6 +131,7 @@ def test_manifest_that_says_nothing_is_refused(tmp_path: Path, vocabulary: Path,
     assert refusal(version).code == Code.DATA_LOSS
 
 
+@pytest.mark.conformance("A7", "L6")
 def test_refused_version_is_visible_and_the_old_one_answers(tmp_path: Path, vocabulary: Path) -> None:
     publish(vocabulary, tmp_path, 1, manifest=True)
     served = Model("words", ModelSource(tmp_path), load)
@@ -182,6 +187,7 @@ def test_scann_export_answers(tmp_path: Path) -> None:
 # Section K, warm-up.
 
 
+@pytest.mark.conformance("K7")
 def test_k7_warmup_runs_before_the_version_answers(tmp_path: Path, half_plus_two: Path) -> None:
     version = publish(half_plus_two, tmp_path, 1)
     write_warmup(version, [])
@@ -213,6 +219,7 @@ def other_log() -> bytes:
         ([warmup_record([1.0])] * 1001, Code.INVALID_ARGUMENT, "exceeds the maximum (1000)"),
     ],
 )
+@pytest.mark.conformance("K7")
 def test_k7_failing_warmup_fails_the_load(
     tmp_path: Path, half_plus_two: Path, records: list[bytes], code: Code, fragment: str
 ) -> None:
@@ -223,6 +230,7 @@ def test_k7_failing_warmup_fails_the_load(
     assert fragment in error.message
 
 
+@pytest.mark.conformance("K7")
 def test_k7_warmup_of_another_format(tmp_path: Path, half_plus_two: Path) -> None:
     version = publish(half_plus_two, tmp_path, 1)
     write_warmup(version, [])
@@ -230,6 +238,7 @@ def test_k7_warmup_of_another_format(tmp_path: Path, half_plus_two: Path) -> Non
     assert refusal(version).code == Code.DATA_LOSS
 
 
+@pytest.mark.conformance("L4")
 def test_python_function_is_refused(tmp_path: Path) -> None:
     module = tf.Module()
     module.double = tf.function(

@@ -24,7 +24,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving import app, model_config
 from serving.app import ModelServer, serve, tensorflow_model_server_command
-from serving.rest import Limits
+from serving.settings import Limits, Settings
 from tests.serving.saved_models import Client, predict_request, publish, save_half_plus
 from tests.serving.test_versions import wait_until
 from tfrec.errors import UserError
@@ -36,7 +36,7 @@ SLOW = b'{"signature_name": "slow", "instances": [%d]}'
 def small(models: Path) -> Iterator[ModelServer]:
     """A server with narrow limits."""
     limits = Limits(max_body_bytes=2000, max_concurrent_requests=2, deadline_seconds=0.5)
-    with ModelServer(models, rest_port=0, grpc_port=0, workers=2, limits=limits) as server:
+    with ModelServer(models, rest_port=0, grpc_port=0, settings=Settings(workers=2, limits=limits)) as server:
         yield server
 
 
@@ -113,6 +113,7 @@ def test_body_that_never_arrives(small: ModelServer) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.conformance("K9")
 def test_connection_serves_on_after_an_error(server: ModelServer) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.rest_port)
     statuses = []
@@ -187,6 +188,7 @@ def test_serve_drains_and_returns_on_sigterm(models: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.conformance("J19")
 def test_swaps_under_load_lose_and_mix_nothing(tmp_path: Path) -> None:
     """J19: y(0) = the version's number, so an answer tells which weights gave it."""
     saved = {number: save_half_plus(tmp_path / "saved" / str(number), float(number)) for number in range(1, 5)}
@@ -277,6 +279,7 @@ model_config_list {{
 """
 
 
+@pytest.mark.conformance("A8")
 def test_a8_models_config_file(tmp_path: Path, models: Path) -> None:
     path = tmp_path / "models.config"
     path.write_text(CONFIG.format(root=models))
@@ -284,6 +287,19 @@ def test_a8_models_config_file(tmp_path: Path, models: Path) -> None:
         client = Client(server.rest_port, server.grpc_port)
         assert client.ok("/v1/models/one/labels/stable:predict", {"inputs": 2}) == {"outputs": 3.0}
         assert client.http.get("/v1/models/two").status_code == 404
+        client.close()
+
+
+@pytest.mark.conformance("A11")
+def test_a11_rewritten_models_config_is_not_read_again_unless_asked(tmp_path: Path, models: Path) -> None:
+    path = tmp_path / "models.config"
+    path.write_text(CONFIG.format(root=models))
+    with ModelServer(path, rest_port=0, grpc_port=0, poll_seconds=0.02) as server:
+        client = Client(server.rest_port, server.grpc_port)
+        path.write_text(CONFIG.format(root=models).replace('"one"', '"three"'))
+        time.sleep(0.2)
+        assert client.ok("/v1/models/one:predict", {"inputs": 2}) == {"outputs": 3.0}
+        assert client.http.get("/v1/models/three").status_code == 404
         client.close()
 
 
@@ -301,6 +317,7 @@ def test_a8_models_config_file(tmp_path: Path, models: Path) -> None:
         ),
     ],
 )
+@pytest.mark.conformance("A9", "J3", "J6")
 def test_a9_j3_j6_bad_models_config(tmp_path: Path, text: str, fragment: str) -> None:
     path = tmp_path / "models.config"
     path.write_text(text)

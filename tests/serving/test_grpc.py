@@ -9,12 +9,8 @@ import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import (
-    classification_pb2,
     get_model_metadata_pb2,
-    inference_pb2,
-    model_management_pb2,
     predict_pb2,
-    regression_pb2,
 )
 
 from serving.signatures import Signature, Tensor
@@ -36,6 +32,7 @@ def proto(dtype: Any, shape: list[int], **values: Any) -> tensor_pb2.TensorProto
     return made
 
 
+@pytest.mark.conformance("H1")
 def test_h1_model_spec_is_needed(client: Client) -> None:
     invalid, missing = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
     assert failure(client.prediction.Predict, predict_pb2.PredictRequest()) == (invalid, "Missing ModelSpec")
@@ -48,6 +45,7 @@ def test_h1_model_spec_is_needed(client: Client) -> None:
     assert failure(client.grpc_status, "half", 5) == (missing, "Could not find version 5 of model half")
 
 
+@pytest.mark.conformance("H2", "H3")
 def test_h2_h3_inputs_must_match(client: Client) -> None:
     code, text = failure(client.predict, "half")
     assert code == grpc.StatusCode.INVALID_ARGUMENT
@@ -57,6 +55,7 @@ def test_h2_h3_inputs_must_match(client: Client) -> None:
     assert "Sent extra: {wrong}. Missing but required: {x}." in text
 
 
+@pytest.mark.conformance("A6", "H4")
 def test_h4_output_filter(client: Client) -> None:
     inputs = {"a": np.int32([1]), "b": [b"x"], "c": [1.0], "d": np.float64([1])}
     answer = client.predict("echo", signature="mixed", outputs=("c", "text"), **inputs)
@@ -67,11 +66,13 @@ def test_h4_output_filter(client: Client) -> None:
     assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "duplicate output tensor alias: c")
 
 
+@pytest.mark.conformance("H5")
 def test_h5_types_must_match(client: Client) -> None:
     expected = (grpc.StatusCode.INVALID_ARGUMENT, "Expects arg[0] to be float but bool is provided")
     assert failure(client.predict, "half", x=True) == expected
 
 
+@pytest.mark.conformance("A6", "H6")
 def test_h6_answer_of_a_scalar(client: Client) -> None:
     answer = client.predict("half", x=2.0)
     y = answer.outputs["y"]
@@ -93,6 +94,7 @@ def test_model_spec_names_a_version_or_a_label(client: Client) -> None:
     assert failure(client.prediction.Predict, request) == (grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
+@pytest.mark.conformance("H9")
 def test_h9_unknown_signature(client: Client) -> None:
     expected = (grpc.StatusCode.FAILED_PRECONDITION, 'Serving signature key "s" not found.')
     assert failure(client.predict, "half", signature="s", x=2.0) == expected
@@ -120,12 +122,14 @@ def test_signature_without_tensors_cannot_be_called(client: Client) -> None:
         tensor_pb2.TensorProto(),
     ],
 )
+@pytest.mark.conformance("H12")
 def test_h12_malformed_tensors(client: Client, broken: Any) -> None:
     code, text = failure(client.predict, "half", x=broken)
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert text.startswith("tensor parsing error: x")
 
 
+@pytest.mark.conformance("H12")
 def test_h12_strings_and_narrow_integers(client: Client) -> None:
     code, text = failure(client.predict, "echo", signature="string", x=proto(tf.string, [2], string_val=[b"a"] * 3))
     assert (code, "needs 2 values, string_val has 3" in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
@@ -133,6 +137,7 @@ def test_h12_strings_and_narrow_integers(client: Client) -> None:
     assert (code, "outside the range of int8" in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
 
+@pytest.mark.conformance("H13")
 def test_h13_long_messages_are_cut(client: Client) -> None:
     code, text = failure(client.predict, "m" * 5000, x=1.0)
     assert code == grpc.StatusCode.NOT_FOUND
@@ -140,11 +145,13 @@ def test_h13_long_messages_are_cut(client: Client) -> None:
     assert text.endswith("mm...TRUNCATED")
 
 
+@pytest.mark.conformance("H14")
 def test_h14_deadline(client: Client) -> None:
     request = predict_request("echo", signature="slow", steps=np.int32([40_000]))
     assert failure(client.prediction.Predict, request, timeout=0.05)[0] == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+@pytest.mark.conformance("A2", "H17")
 def test_h17_metadata(client: Client) -> None:
     assert failure(client.metadata, "half", [])[0] == grpc.StatusCode.INVALID_ARGUMENT
     assert failure(client.metadata, "half", ["signature_def", "other"])[0] == grpc.StatusCode.INVALID_ARGUMENT
@@ -156,28 +163,18 @@ def test_h17_metadata(client: Client) -> None:
     assert signatures.signature_def["serving_default"].inputs["x"].dtype == tf.float32.as_datatype_enum
 
 
+@pytest.mark.conformance("A1", "H18")
 def test_h18_status(client: Client) -> None:
     for version in (None, 123):
         (status,) = client.grpc_status("half", version).model_version_status
         assert (status.version, status.state, status.status.error_code) == (123, 30, 0)
 
 
+@pytest.mark.conformance("H20")
 def test_h20_health(client: Client) -> None:
     stub = health_pb2_grpc.HealthStub(client.channel)
     for service in ("", "PredictionService", "ModelService"):
         assert stub.Check(health_pb2.HealthCheckRequest(service=service)).status == 1
-
-
-def test_methods_that_are_not_there_say_so(client: Client) -> None:
-    calls = [
-        (client.prediction.Classify, classification_pb2.ClassificationRequest()),
-        (client.prediction.Regress, regression_pb2.RegressionRequest()),
-        (client.prediction.MultiInference, inference_pb2.MultiInferenceRequest()),
-        (client.model.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest()),
-    ]
-    for call, request in calls:
-        code, text = failure(call, request)
-        assert (code, "is not implemented by this server" in text) == (grpc.StatusCode.UNIMPLEMENTED, True)
 
 
 VALUES = {

@@ -30,6 +30,7 @@ def b64(data: bytes) -> dict[str, str]:
 # Section C, models and versions.
 
 
+@pytest.mark.conformance("A28", "C1")
 def test_c1_unknown_model_and_version(client: Client) -> None:
     good = {"instances": [1.0]}
     assert client.error("/v1/models/none:predict", good, 404) == "Servable not found for request: Latest(none)"
@@ -38,6 +39,7 @@ def test_c1_unknown_model_and_version(client: Client) -> None:
     assert message == "Servable not found for request: Specific(half, 5)"
 
 
+@pytest.mark.conformance("C2", "C3", "C4", "C5", "C6")
 def test_c2_c3_c4_c5_c6_bad_requests(client: Client) -> None:
     assert client.error(HALF, b"") == "JSON Parse error: The document is empty"
     assert client.error(HALF, b"instances = [1, 2]") == "JSON Parse error: Invalid value. at offset: 0"
@@ -47,6 +49,7 @@ def test_c2_c3_c4_c5_c6_bad_requests(client: Client) -> None:
     assert "'signature_name' key must be a string value." in message
 
 
+@pytest.mark.conformance("A15", "A16", "A22", "A23", "C7")
 def test_c7_predict_answers(client: Client) -> None:
     assert client.ok(HALF, {"instances": [1.0, 2.0]}) == {"predictions": [2.5, 3.0]}
     assert client.ok("/v1/models/half/versions/123:predict", {"instances": [2]}) == {"predictions": [3.0]}
@@ -56,6 +59,7 @@ def test_c7_predict_answers(client: Client) -> None:
     assert client.post(HALF, {"instances": [2, 3]}).text == '{\n    "predictions": [3.0, 3.5]\n}\n'
 
 
+@pytest.mark.conformance("A17", "C10")
 def test_c10_status(client: Client) -> None:
     available = {"version": "123", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
     for path in ("/v1/models/half", "/v1/models/half/versions/123", "/v1/models/half/labels/any"):
@@ -65,6 +69,7 @@ def test_c10_status(client: Client) -> None:
     assert missing.json() == {"error": "Could not find any versions of model none"}
 
 
+@pytest.mark.conformance("A18", "C11")
 def test_c11_metadata(client: Client) -> None:
     document = client.http.get("/v1/models/half/versions/123/metadata").json()
     assert document["model_spec"] == {"name": "half", "signature_name": "", "version": "123"}
@@ -82,25 +87,23 @@ def test_c11_metadata(client: Client) -> None:
     assert steps == {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
 
 
+@pytest.mark.conformance("C12")
 def test_c12_unknown_signature(client: Client) -> None:
     message = client.error(HALF, row("s", [1.0]))
     assert message == 'Serving signature name: "s" not found in signature def'
 
 
+@pytest.mark.conformance("C13")
 def test_c13_order_of_checks(client: Client) -> None:
     assert "JSON Parse error" in client.error("/v1/models/none:predict", b"{")
     assert "Servable not found" in client.error("/v1/models/none:predict", {"signature_name": "s"}, 404)
     assert "not found in signature def" in client.error(HALF, {"signature_name": "s"})
 
 
-def test_classify_and_regress_say_that_they_are_not_there(client: Client) -> None:
-    for method in ("classify", "regress"):
-        assert f"{method} is not implemented" in client.error(f"/v1/models/half:{method}", {"examples": [{}]}, 501)
-
-
 # Section D, what is accepted.
 
 
+@pytest.mark.conformance("D1", "D15")
 def test_d1_d15_rows_and_columns_give_the_same_arrays(client: Client) -> None:
     values = [[1, 2], [3, 4], [5, 6]]
     assert client.ok(ECHO, row("int32", values)) == {"predictions": values}
@@ -109,6 +112,7 @@ def test_d1_d15_rows_and_columns_give_the_same_arrays(client: Client) -> None:
     assert client.ok(ECHO, column("int32", {"x": values})) == {"outputs": values}
 
 
+@pytest.mark.conformance("D2", "D3", "D4")
 def test_d2_d3_d4_deep_nesting_is_a_400(client: Client) -> None:
     nest = b"[" * 500_000 + b"]" * 500_000
     assert "nested too deeply" in client.error(HALF, b'{"extra": ' + nest + b', "instances": [1]}')
@@ -121,10 +125,12 @@ def test_d2_d3_d4_deep_nesting_is_a_400(client: Client) -> None:
 
 
 @pytest.mark.parametrize("signature", ["float", "double"])
+@pytest.mark.conformance("D5")
 def test_d5_integers_and_decimals_mix(client: Client, signature: str) -> None:
     assert client.ok(ECHO, row(signature, [1, 2.5, -3])) == {"predictions": [1.0, 2.5, -3.0]}
 
 
+@pytest.mark.conformance("D6", "D7", "D8")
 def test_d6_d7_d8_floats_lose_precision_and_range(client: Client) -> None:
     answer = client.ok(ECHO, row("float", [1435774380, 1435774380.0]))["predictions"]
     assert np.float32(answer).tolist() == [1435774336.0] * 2  # the nearest of float32's, 128 apart there
@@ -134,17 +140,20 @@ def test_d6_d7_d8_floats_lose_precision_and_range(client: Client) -> None:
     assert [math.copysign(1, value) for value in answer[2:]] == [1, -1]
 
 
+@pytest.mark.conformance("D9", "D21")
 def test_d9_d21_signature_names(client: Client) -> None:
     assert client.ok(HALF, {"signature_name": "", "instances": [1.0]}) == {"predictions": [2.5]}
     assert client.ok(HALF, row("again", [1.0])) == {"predictions": [2.5]}
 
 
+@pytest.mark.conformance("D10", "D26")
 def test_d10_d26_trailing_bytes_and_double_keys_are_refused(client: Client) -> None:
     message = client.error(HALF, b'{"instances": [1]} x')
     assert message == "JSON Parse error: The document root must not be followed by other values. at offset: 19"
     assert 'The name "instances" occurs twice' in client.error(HALF, b'{"instances": [1], "instances": [2]}')
 
 
+@pytest.mark.conformance("D11", "D12", "D13")
 def test_d11_d12_d13_base64_in(client: Client) -> None:
     data = [b64(b"\x00\xff"), b64(b"ab")]
     assert client.ok(ECHO, row("bytes", data)) == {"predictions": data}
@@ -154,6 +163,7 @@ def test_d11_d12_d13_base64_in(client: Client) -> None:
     assert client.ok(ECHO, row("bytes", [{"b64": "YQ"}])) == {"predictions": [{"b64": "YQ=="}]}
 
 
+@pytest.mark.conformance("D14")
 def test_d14_four_inputs_with_non_finite_numbers(client: Client) -> None:
     rows = [
         {"a": [[1, 2], [3, 4], [5, 6]], "b": ["x", b64(b"\x01")], "c": [math.nan, math.inf], "d": [1.5]},
@@ -170,6 +180,7 @@ def test_d14_four_inputs_with_non_finite_numbers(client: Client) -> None:
     assert math.isnan(answer[1]["d"][0])
 
 
+@pytest.mark.conformance("D16", "D17", "D18")
 def test_d16_d17_d18_columns_of_any_shape(client: Client) -> None:
     columns = {"a": [[1], [2], [3]], "b": b64(b"q"), "c": [], "d": 0.5, "more": "ignored"}
     answer = client.ok(ECHO, column("mixed", columns))["outputs"]
@@ -177,16 +188,19 @@ def test_d16_d17_d18_columns_of_any_shape(client: Client) -> None:
     assert client.ok(HALF, {"inputs": 3}) == {"outputs": 3.5}
 
 
+@pytest.mark.conformance("D19", "D20")
 def test_d19_d20_empty_rows_and_unknown_keys(client: Client) -> None:
     assert client.ok(ECHO, {**row("int32", [[]]), "more": [1, {}]}) == {"predictions": [[]]}
 
 
+@pytest.mark.conformance("D22", "D23")
 def test_d22_d23_byte_order_mark_and_tokens(client: Client) -> None:
     body = b'\xef\xbb\xbf{"instances": [NaN, Infinity, -Infinity]}'
     answer = client.post(HALF, body)
     assert "[NaN, Infinity, -Infinity]" in answer.text
 
 
+@pytest.mark.conformance("D24", "D25")
 def test_d24_d25_text(client: Client) -> None:
     words = ["naïve", "日本", 'a"b\\', "nul\x00inside", "\u2028"]
     assert client.ok(ECHO, row("string", words)) == {"predictions": words}
@@ -195,6 +209,7 @@ def test_d24_d25_text(client: Client) -> None:
     assert "surrogate" in client.error(ECHO, b'{"signature_name": "string", "instances": ["\\ud800"]}')
 
 
+@pytest.mark.conformance("K10")
 def test_gzip_bodies(client: Client) -> None:
     headers = {"Content-Encoding": "gzip"}
     body = gzip.compress(b'{"instances": [1.0]}')
@@ -242,10 +257,14 @@ def test_gzip_bodies(client: Client) -> None:
         (b'{"instances": [' + b"1" * 5000 + b"]}", "Number too big"),
     ],
 )
+@pytest.mark.conformance(
+    "E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9", "E10", "E11", "E12", "E14", "E15", "E17", "E20", "E21", "E27"
+)
 def test_e1_to_e27_rejected(client: Client, body: bytes, fragment: str) -> None:
     assert fragment in client.error(HALF, body)
 
 
+@pytest.mark.conformance("E13", "E14", "E16", "E17", "E19")
 def test_e13_e14_e16_e19_rows_of_several_inputs(client: Client) -> None:
     first = {"a": [1, 2], "b": "x", "c": 1, "d": 1}
     message = client.error(ECHO, row("mixed", [first, {**first, "a": [1, 2, 3]}]))
@@ -260,6 +279,7 @@ def test_e13_e14_e16_e19_rows_of_several_inputs(client: Client) -> None:
     assert "keys must be equal to: a,b,c,d" in client.error(ECHO, row("mixed", [first, {"a": [1, 2]}]))
 
 
+@pytest.mark.conformance("E18")
 def test_e18_messages_name_the_item(client: Client) -> None:
     assert "Failed to process element: 2 of 'instances' list" in client.error(HALF, {"instances": [1, 2, "x"]})
 
@@ -275,6 +295,7 @@ def test_e18_messages_name_the_item(client: Client) -> None:
         (None, "Type: Null is not of expected type: string"),
     ],
 )
+@pytest.mark.conformance("E21", "E22")
 def test_e21_e22_strings(client: Client, value: Any, fragment: str) -> None:
     assert fragment in client.error(ECHO, column("string", [value]))
 
@@ -292,20 +313,28 @@ def test_e21_e22_strings(client: Client, value: Any, fragment: str) -> None:
         ("double", "null"),
     ],
 )
+@pytest.mark.conformance("E23", "E24")
 def test_e23_e24_values_of_another_type(client: Client, signature: str, token: str) -> None:
     for key in ("instances", "inputs"):
         body = json.dumps({"signature_name": signature, key: ["VALUE"]}).replace('"VALUE"', token)
         assert f"not of expected type: {signature}" in client.error(ECHO, body.encode())
 
 
+@pytest.mark.conformance("E25")
 def test_e25_types_that_json_cannot_carry(client: Client) -> None:
     assert "to type: half" in client.error(ECHO, column("half", [1]), 501)
     assert "to type: complex64" in client.error(ECHO, row("complex64", [1]))
 
 
+@pytest.mark.conformance("E26")
 def test_e26_signature_without_inputs(client: Client) -> None:
     message = client.error(HALF, row("__saved_model_init_op", [1]))
     assert message == "Failed to get input map for signature: __saved_model_init_op"
+
+
+@pytest.mark.conformance("F15")
+def test_f15_errors_are_json_whatever_stands_in_them(client: Client) -> None:
+    assert client.error('/v1/models/a"b\\c%0A:predict', {"inputs": 1}, 404).endswith('Latest(a"b\\c\n)')
 
 
 def test_kernel_errors_are_400(client: Client) -> None:
@@ -315,6 +344,7 @@ def test_kernel_errors_are_400(client: Client) -> None:
     assert ".py" not in message
 
 
+@pytest.mark.conformance("F7")
 def test_f7_f9_row_replies_need_one_batch(client: Client) -> None:
     assert "scalar has no shape information" in client.error(ECHO, row("ratio", [[1.0, 2.0]]))
     assert client.ok(ECHO, column("ratio", [[1.0, 2.0]])) == {"outputs": {"scalar": 7, "y": [[3.0]]}}

@@ -22,6 +22,7 @@ def raw(server: ModelServer, verb: str, target: str, headers: dict[str, str] | N
     return answer
 
 
+@pytest.mark.conformance("B1")
 def test_b1_other_paths_are_not_found(server: ModelServer) -> None:
     assert raw(server, "GET", "/statuspage")[0] == 404
     assert raw(server, "GET", "/index")[0] == 404
@@ -51,6 +52,7 @@ def test_b1_other_paths_are_not_found(server: ModelServer) -> None:
         ("POST", "/v1/models/%ff:predict"),
     ],
 )
+@pytest.mark.conformance("B2", "B4", "B5", "B6", "B7", "B8", "B10", "B11", "B14", "B15", "B16")
 def test_b2_to_b16_malformed_requests(server: ModelServer, verb: str, target: str) -> None:
     status, body, kind = raw(server, verb, target)
     assert status == 400
@@ -58,17 +60,20 @@ def test_b2_to_b16_malformed_requests(server: ModelServer, verb: str, target: st
     assert kind == "application/json"
 
 
+@pytest.mark.conformance("B3")
 def test_b3_models_without_a_name(server: ModelServer) -> None:
     status, body, _ = raw(server, "GET", "/v1/models")
     assert (status, "Missing model name" in body) == (400, True)
 
 
+@pytest.mark.conformance("B9")
 def test_b9_version_beyond_int64(server: ModelServer) -> None:
     for version in ("18446744073709551615", "9223372036854775808", "9" * 5000):
         status, body, _ = raw(server, "POST", f"/v1/models/half/versions/{version}:regress")
         assert (status, "Failed to convert version" in body) == (400, True)
 
 
+@pytest.mark.conformance("B12")
 def test_b12_names_and_labels_are_percent_decoded(server: ModelServer) -> None:
     name = "m!#$%&'()*+,/:;=?@[]"
     escaped = quote(name, safe="")
@@ -78,6 +83,7 @@ def test_b12_names_and_labels_are_percent_decoded(server: ModelServer) -> None:
     assert f"version label: {name}" in raw(server, "POST", f"/v1/models/half/labels/{escaped}:predict")[1]
 
 
+@pytest.mark.conformance("B13")
 def test_b13_version_label_and_metadata_paths(server: ModelServer) -> None:
     assert "Could not find version 99 of model half" in raw(server, "GET", "/v1/models/half/versions/99")[1]
     assert raw(server, "GET", "/v1/models/half/labels/latest")[0] == 200
@@ -85,21 +91,25 @@ def test_b13_version_label_and_metadata_paths(server: ModelServer) -> None:
     assert (status, "Unrecognized servable version label: latest" in body) == (400, True)
 
 
+@pytest.mark.conformance("B14")
 def test_b14_case_of_the_path(server: ModelServer) -> None:
     assert raw(server, "POST", "/V1/Models/half:predict")[0] == 200
     assert raw(server, "POST", "/v1/models/HALF:predict")[0] == 404
 
 
+@pytest.mark.conformance("B16")
 def test_b16_head_is_refused_without_a_body(server: ModelServer) -> None:
     assert raw(server, "HEAD", "/v1/models/half")[:2] == (400, "")
 
 
+@pytest.mark.conformance("B17")
 def test_b17_options_depends_on_origin(server: ModelServer) -> None:
     target = "/v1/models/half:predict"
     assert raw(server, "OPTIONS", target, {"Origin": "http://page"})[:2] == (200, "")
     assert raw(server, "OPTIONS", target)[:2] == (400, "")
 
 
+@pytest.mark.conformance("B18")
 def test_b18_content_type_is_json_once(client: Client) -> None:
     for response in (client.post("/v1/models/half:predict", BODY), client.http.get("/v1/models/none")):
         assert response.headers.get_list("content-type") == ["application/json"]

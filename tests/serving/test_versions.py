@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from serving import versions
+from serving.models import Models
 from serving.status import Code, ServingError
-from serving.versions import Model, Models, ModelSource, State, find_models, find_versions
+from serving.versions import Model, ModelSource, State, find_models, find_versions
 
 
 class Fake:
@@ -64,6 +65,7 @@ def remove(path: Path) -> None:
     path.rmdir()
 
 
+@pytest.mark.conformance("I1")
 def test_i1_nothing_to_serve_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     missing = model(tmp_path / "missing")
     missing.poll()
@@ -76,6 +78,7 @@ def test_i1_nothing_to_serve_is_no_error(tmp_path: Path, caplog: pytest.LogCaptu
             served.status()
 
 
+@pytest.mark.conformance("I2", "I3")
 def test_i2_i3_versions_appear_and_the_latest_wins(tmp_path: Path) -> None:
     served = model(tmp_path)
     served.poll()
@@ -88,13 +91,14 @@ def test_i2_i3_versions_appear_and_the_latest_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [
-        (versions.every_version, [4, 3, 1]),
-        (versions.latest(2), [4, 3]),
-        (versions.specific([1, 3]), [3, 1]),
-        (versions.specific([]), []),
-        (versions.latest(), [4]),
+        (versions.EveryVersion(), [4, 3, 1]),
+        (versions.Latest(2), [4, 3]),
+        (versions.Specific((1, 3)), [3, 1]),
+        (versions.Specific(()), []),
+        (versions.Latest(), [4]),
     ],
 )
+@pytest.mark.conformance("I4", "I6")
 def test_i4_i6_policies(tmp_path: Path, policy: Any, expected: list[int]) -> None:
     for name in ("1", "3", "4"):
         make(tmp_path, name)
@@ -103,6 +107,7 @@ def test_i4_i6_policies(tmp_path: Path, policy: Any, expected: list[int]) -> Non
     assert served.available() == expected
 
 
+@pytest.mark.conformance("I5", "I9", "I11")
 def test_i5_i9_i11_leading_zeros_time_stamps_and_duplicates(tmp_path: Path) -> None:
     for name in ("00017", "0001", "001", "00001", "20170111173521"):
         make(tmp_path, name)
@@ -110,6 +115,7 @@ def test_i5_i9_i11_leading_zeros_time_stamps_and_duplicates(tmp_path: Path) -> N
     assert found == {17: "00017", 1: "001", 20170111173521: "20170111173521"}
 
 
+@pytest.mark.conformance("I10", "J13", "J14")
 def test_i10_j14_renamed_or_deleted_rolls_back(tmp_path: Path) -> None:
     make(tmp_path, "1")
     newest = make(tmp_path, "2")
@@ -127,6 +133,7 @@ def test_i10_j14_renamed_or_deleted_rolls_back(tmp_path: Path) -> None:
     assert served.available() == [1]
 
 
+@pytest.mark.conformance("I12")
 def test_i12_the_last_good_version_stays(tmp_path: Path) -> None:
     only = make(tmp_path / "m", "1")
     served = model(tmp_path / "m")
@@ -140,6 +147,7 @@ def test_i12_the_last_good_version_stays(tmp_path: Path) -> None:
         assert handle.version == 1
 
 
+@pytest.mark.conformance("I14")
 def test_i14_names_that_are_no_versions(tmp_path: Path) -> None:
     for name in (".tmp-12", "12.tmp", "temp-123", "-1", " 1", "1 ", "+1", "1.0", "9" * 19, "9" * 30, "\u0661", "v1"):
         make(tmp_path, name)
@@ -162,6 +170,7 @@ def test_models_of_a_directory(tmp_path: Path) -> None:
     assert sorted(find_models(root)) == ["inside", "shop"]
 
 
+@pytest.mark.conformance("J10")
 def test_j10_old_version_leaves_only_when_the_new_one_answers(tmp_path: Path) -> None:
     make(tmp_path, "1")
     entered, release = threading.Event(), threading.Event()
@@ -184,6 +193,7 @@ def test_j10_old_version_leaves_only_when_the_new_one_answers(tmp_path: Path) ->
     assert states(served) == {2: State.AVAILABLE, 1: State.END}
 
 
+@pytest.mark.conformance("J10")
 def test_j10_j11_failed_version_is_visible_and_the_old_one_answers(tmp_path: Path) -> None:
     make(tmp_path, "1")
     load = Loader()
@@ -222,10 +232,30 @@ def test_surprise_in_the_loader_is_a_status(tmp_path: Path) -> None:
     assert (status.code, status.message) == (Code.INTERNAL, "ZeroDivisionError: by zero")
 
 
+@pytest.mark.conformance("J12")
+def test_j12_polls_at_once_load_a_version_once(tmp_path: Path) -> None:
+    make(tmp_path, "1")
+    calls: list[str] = []
+
+    def slow(path: Path) -> Fake:
+        calls.append(path.name)
+        time.sleep(0.05)
+        return Fake(path)
+
+    served = model(tmp_path, slow)
+    threads = [threading.Thread(target=served.poll) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (calls, served.available()) == (["1"], [1])
+
+
+@pytest.mark.conformance("J7")
 def test_j7_version_and_label(tmp_path: Path) -> None:
     for name in ("1", "2"):
         make(tmp_path, name)
-    served = model(tmp_path, policy=versions.every_version, labels={"stable": 1, "gone": 9})
+    served = model(tmp_path, policy=versions.EveryVersion(), labels={"stable": 1, "gone": 9})
     served.poll()
 
     def version(**choice: Any) -> int:
@@ -242,6 +272,7 @@ def test_j7_version_and_label(tmp_path: Path) -> None:
             version(**choice)
 
 
+@pytest.mark.conformance("J15")
 def test_j15_request_in_flight_keeps_its_version(tmp_path: Path) -> None:
     make(tmp_path, "1")
     served = model(tmp_path)
@@ -259,6 +290,7 @@ def test_j15_request_in_flight_keeps_its_version(tmp_path: Path) -> None:
     assert old.servable.closed
 
 
+@pytest.mark.conformance("J17")
 def test_j17_order_of_states(tmp_path: Path) -> None:
     make(tmp_path, "1")
     seen: list[dict[int, str]] = []
@@ -309,6 +341,7 @@ def available(models: Models, name: str) -> list[int]:
         return []
 
 
+@pytest.mark.conformance("I13")
 def test_i13_poll_period_zero_looks_once(tmp_path: Path) -> None:
     make(tmp_path / "a", "1")
     models = Models(lambda: find_models(tmp_path), Loader(), poll_seconds=0)

@@ -171,6 +171,7 @@ def operations(version):
     return {node.op for node in graph.node} | set(functions)
 
 
+@pytest.mark.conformance("L4")
 def test_exact_export_holds_no_scann_and_no_python_ops(versions):
     exact, scann = operations(versions[0]), operations(versions[1])
     assert {op for op in exact if op.startswith("Scann>")} == set()
@@ -178,6 +179,7 @@ def test_exact_export_holds_no_scann_and_no_python_ops(versions):
     assert {op for op in exact | scann if "PyFunc" in op} == set()
 
 
+@pytest.mark.conformance("L3")
 def test_scann_export_needs_its_ops_library_and_then_finds_the_same(run, versions):
     ids = run.dataset.catalogue().item_ids[2:]
     requests = [

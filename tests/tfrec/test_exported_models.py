@@ -59,6 +59,7 @@ def assert_equal(got, expected):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.conformance("L1", "L2")
 def test_every_signature_answers_in_the_cpp_loader_as_in_python(exported, name):
     made = exported(name)
     assert {request.signature for request, _ in made.heard} == SIGNATURES
@@ -91,6 +92,7 @@ def test_export_holds_the_weights_that_answers_need(exported, name):
 
 
 @pytest.mark.parametrize("name", ["sasrec", "heterrec"])
+@pytest.mark.conformance("L8")
 def test_server_gives_the_lists_of_the_run_over_rest_and_grpc(exported, name):
     made = exported(name)
     run = made.run

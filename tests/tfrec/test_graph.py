@@ -83,6 +83,7 @@ def test_event_and_user_features_are_coded(tmp_path):
     assert batch["user_tags"].numpy().tolist() == [[5, 2, 0]]
 
 
+@pytest.mark.conformance("L5")
 def test_tables_travel_with_a_moved_saved_model(tmp_path):
     directory = make_dataset(tmp_path / "d", users=4, items=9)
     module = tf.Module()
