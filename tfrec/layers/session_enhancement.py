@@ -30,7 +30,8 @@ class SessionEnhancement(keras.layers.Layer):
         causal: bool. See above. Defaults to False.
         dropout: float. See `TransformerBlock`. Defaults to 0.
 
-    Input: x `(B, L, D)`; session `(B, L)` int, numbered from 1 without gaps, in order, 0 = padding.
+    Input: x `(B, L, D)`; session `(B, L)` int, numbered from 1 in order, 0 = padding. A log's own sessions may
+    interleave and leave gaps in a window's numbers; numbers above L, which only that brings about, have no summary.
     Output: `(B, L, D)`; zeros at padding.
 
     Reference: HPGR, equations 1 and 2.
@@ -69,8 +70,8 @@ class SessionEnhancement(keras.layers.Layer):
     def build(self, x_shape: Any) -> None:
         width = x_shape[-1]
         normal = keras.initializers.TruncatedNormal(stddev=0.02)
-        self.event_place = self.add_weight(
-            name="event_place", shape=(self.max_length, width), initializer=normal.clone()
+        self.place_in_session = self.add_weight(
+            name="place_in_session", shape=(self.max_length, width), initializer=normal.clone()
         )
         self.session_place = self.add_weight(
             name="session_place", shape=(self.max_length, width), initializer=normal.clone()
@@ -92,7 +93,7 @@ class SessionEnhancement(keras.layers.Layer):
         earlier = order[None, :] < order[:, None]  # (L, L): key before query
         together = ops.logical_and(session[:, :, None] == session[:, None, :], valid_mask[:, None, :])  # (B, L, L)
         place = ops.sum(ops.cast(ops.logical_and(together, earlier), "int32"), axis=2)  # in the session, from 0
-        events = x + ops.take(self.event_place, place, axis=0)
+        events = x + ops.take(self.place_in_session, place, axis=0)
         if self.causal:
             context = self._running(events, session, together, earlier, training)
         else:
@@ -122,7 +123,7 @@ class SessionEnhancement(keras.layers.Layer):
         summary = hidden[:, :length]  # (B, slots, D)
 
         last = ops.max(session, axis=1)
-        distance = ops.maximum(last[:, None] - slot[None, :], 0)
+        distance = ops.clip(last[:, None] - slot[None, :], 0, self.max_length - 1)
         summary = (summary + ops.take(self.session_place, distance, axis=0)) * ops.cast(used, summary.dtype)[..., None]
         if self.inter_cls is not None:
             first = ops.zeros_like(summary[:, :1]) + ops.cast(self.inter_cls, summary.dtype)
@@ -151,7 +152,7 @@ class SessionEnhancement(keras.layers.Layer):
         closed = ops.logical_and(session != following, valid_mask)  # the last event of each session
         before = ops.logical_and(session[:, None, :] < session[:, :, None], closed[:, None, :])
         visible = ops.logical_or(before, ops.logical_and(itself, valid_mask[:, None, :]))
-        state = hidden + ops.take(self.session_place, ops.maximum(session - 1, 0), axis=0)
+        state = hidden + ops.take(self.session_place, ops.clip(session - 1, 0, self.max_length - 1), axis=0)
         for block in self.inter_blocks:
             state = block(state, valid_mask, visible=visible, training=training)
         return state

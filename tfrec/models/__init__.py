@@ -20,7 +20,10 @@ from tfrec.objectives import build_objective
 from tfrec.schema import Schema
 
 MODELS = {
+    "bert4rec": "tfrec.models.bert4rec:bert4rec",
+    "gru4rec": "tfrec.models.gru4rec:gru4rec",
     "heterrec": "tfrec.models.heterrec:heterrec",
+    "hpgr_pretrain": "tfrec.models.hpgr_pretrain:hpgr_pretrain",
     "hstu": "tfrec.models.hstu:hstu",
     "popularity": "tfrec.models.popularity:popularity",
     "sasrec": "tfrec.models.sasrec:sasrec",

@@ -15,22 +15,17 @@ from tfrec.layers.item_id_dropout import ItemIdDropout
 from tfrec.layers.item_table import ItemTable
 from tfrec.layers.item_tokens import ItemTokens
 from tfrec.layers.mlp import MLP
+from tfrec.layers.normalization import l2_normalize
 from tfrec.layers.position_embedding import PositionEmbedding
 from tfrec.layers.time_gap_bias import time_gap_buckets
 from tfrec.schema import ITEM_ID, Feature, Schema
-from tfrec.transforms import FIRST_VALUE
+from tfrec.transforms import FIRST_VALUE, UNKNOWN
 
 UserFeatures: TypeAlias = Literal["prefix", "add", "none"]
 ItemFeatures: TypeAlias = Literal["all"] | tuple[str, ...]
 
 MAX_TABLE = 4096
 """Values of a type at most for the token level to be scored against all of them."""
-
-
-def l2_normalize(x: Tensor) -> Tensor:
-    """Vectors of length 1, x / max(|x|, 1e-6), in float32; gradients are finite at 0."""
-    x = ops.cast(x, "float32")
-    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
 
 
 def item_table(schema: Schema, vector_features: Sequence[str] = ()) -> ItemTable:
@@ -65,7 +60,8 @@ class ItemEmbedder(keras.layers.Layer):
         embedding_dim: int. Width of a token.
         item_features: `"all"` or names. Features that become tokens.
         item_id_dropout: float. Probability of replacing an id by unknown in training: of every event of a history,
-            and of items to be predicted where they have another feature (see `embed_items`).
+            and of items to be predicted where they have another feature (see `embed_items`). Above 0 it also stands
+            for the ids of items without training events, in training and serving, where there is another feature.
         projected_vectors: names. Features whose token is a linear map of the stored vector instead of an embedding.
         concatenated: bool. One token an item instead of one a feature: a dense layer over the features' concatenated
             embeddings.
@@ -127,7 +123,10 @@ class ItemEmbedder(keras.layers.Layer):
         self.built = True
 
     def call(self, items: Tensor, training: bool | None = None) -> Tensor:
-        codes = self.id_dropout(self.table(items), training=training)
+        codes = self.table(items)
+        if self.id_dropout.rate and len(self.feature_names) > 1:
+            codes = self._without_untrained(codes)
+        codes = self.id_dropout(codes, training=training)
         tokens = self.tokens(codes)
         if self.projections:
             tokens = self._with_projections(items, tokens)
@@ -135,6 +134,12 @@ class ItemEmbedder(keras.layers.Layer):
             return tokens
         one = self.concatenation(ops.reshape(tokens, (*ops.shape(items), tokens.shape[-2] * tokens.shape[-1])))
         return one[..., None, :]  # (..., 1, D)
+
+    def _without_untrained(self, codes: Tensor) -> Tensor:
+        """The id of an item that was never in a training event tells nothing but that it was drawn as a negative."""
+        ids = codes[..., :1]
+        untrained = ops.logical_and(self.table.train_count(ids) == 0, ids > UNKNOWN)
+        return ops.concatenate([ops.where(untrained, UNKNOWN, ids), codes[..., 1:]], axis=-1)
 
     def _with_projections(self, items: Tensor, tokens: Tensor) -> Tensor:
         embedded = iter(ops.unstack(tokens, num=len(self.specifications), axis=-2))
@@ -290,12 +295,9 @@ class SequenceEncoder(keras.layers.Layer):
 
     def call(self, batch: dict[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
         # Embed events
-        valid_mask = batch["item"] != 0
+        valid_mask = self.valid_mask(batch)
         context = self.context(batch)
-        x = ops.sum(self.embedder(batch["item"], training=training), axis=-2)
-        if "event" in context:
-            x = x + context["event"]
-        x = x * self.embedding_dim**0.5
+        x = self.embed_events(batch, context, training) * self.embedding_dim**0.5
         if self.position is not None:
             x = x + self.position(x)
         time_gap = time_gaps(batch, self.context.prefix_length) if self.time_bias else None
@@ -311,6 +313,15 @@ class SequenceEncoder(keras.layers.Layer):
         for block in self.blocks:
             x = block(x, mask, time_gap, training=training)
         return {"state": finish_state(x[:, self.context.prefix_length :], valid_mask, self.normalize)}
+
+    def valid_mask(self, batch: dict[str, Tensor]) -> Tensor:
+        """The places that hold something, `(B, L)` bool."""
+        return batch["item"] != 0
+
+    def embed_events(self, batch: dict[str, Tensor], context: dict[str, Tensor], training: bool | None) -> Tensor:
+        """Events without their places, `(B, L, D)`."""
+        x = ops.sum(self.embedder(batch["item"], training=training), axis=-2)
+        return x + context["event"] if "event" in context else x
 
 
 class SumItemEncoder(keras.layers.Layer):
@@ -379,6 +390,5 @@ __all__ = [
     "finish_state",
     "has_time_bias",
     "item_table",
-    "l2_normalize",
     "time_gaps",
 ]

@@ -10,6 +10,7 @@ from tfrec.layers import Tensor
 from tfrec.layers.heterogeneous_token_flatten import HeterogeneousTokenFlatten, token_mask
 from tfrec.layers.hierarchical_causal_transformer import HierarchicalCausalTransformer
 from tfrec.layers.hierarchical_item_tower import HierarchicalItemTower
+from tfrec.layers.normalization import l2_normalize
 from tfrec.models.encoders import (
     EventContext,
     ItemEmbedder,
@@ -20,7 +21,6 @@ from tfrec.models.encoders import (
     finish_state,
     has_time_bias,
     item_table,
-    l2_normalize,
     time_gaps,
 )
 from tfrec.models.shells import RetrievalModel

@@ -69,9 +69,9 @@ class RetrievalModel(keras.Model):
 
     def call(self, batch: Mapping[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
         inputs = {
-            key: value[:, :-1] if _is_event(key) else value
+            key: value[:, :-1] if is_event(key) else value
             for key, value in batch.items()
-            if _is_event(key) or key.startswith("user_")
+            if is_event(key) or key.startswith("user_")
         }
         if "time" in batch:
             inputs["query_time"] = batch["time"][:, 1:] if self.request_time else batch["time"][:, :-1]
@@ -101,7 +101,7 @@ class RetrievalModel(keras.Model):
         """
         valid = batch["item"] != 0
         last = ops.maximum(ops.sum(ops.cast(valid, "int32"), axis=1) - 1, 0)  # (B,)
-        inputs = {key: value for key, value in batch.items() if _is_event(key) or key.startswith("user_")}
+        inputs = {key: value for key, value in batch.items() if is_event(key) or key.startswith("user_")}
         if "time" in batch:
             inputs["query_time"] = self._query_time(batch, last)
         state = self.user_encoder(inputs, training=False)["state"]
@@ -142,5 +142,6 @@ class RetrievalModel(keras.Model):
         return ops.where(at_last, ops.cast(batch["request_time"], time.dtype)[:, None], following)
 
 
-def _is_event(key: str) -> bool:
+def is_event(key: str) -> bool:
+    """Whether a batch's key holds a value for each event."""
     return key in _EVENT_KEYS or key.startswith("event_")

@@ -17,6 +17,7 @@ OBJECTIVES = {
     "full_softmax": "tfrec.objectives.full_softmax:FullSoftmax",
     "in_batch_softmax": "tfrec.objectives.in_batch_softmax:InBatchSoftmax",
     "listwise_multi_step": "tfrec.objectives.listwise_multi_step:ListwiseMultiStep",
+    "masked_item": "tfrec.objectives.masked_item:MaskedItem",
     "multi_step": "tfrec.objectives.multi_step:MultiStep",
     "sampled_softmax": "tfrec.objectives.sampled_softmax:SampledSoftmax",
 }

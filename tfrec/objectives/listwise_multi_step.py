@@ -52,7 +52,9 @@ class ListwiseMultiStep(MultiStep):
     without any negative (but for `full`).
 
     Reference: Deng et al., 2025, arXiv:2503.01469, section 2.5.
-    Differs from the paper: the printed loss has no logarithm and no minus sign; tokens are L2-normalised; later steps
+    Differs from the paper: the printed loss has no logarithm and no minus sign; tokens are L2-normalised; types without
+    a table are contrasted with items drawn by popularity, without logQ and with the user's own later items among them,
+    and a set of values counts as another one where any of its codes differs; later steps
     of the item level read the state that predicts the next event, MLP_i(norm(MLP_1(u))), not MLP_i(u), since that
     state alone leaves the encoder.
     """

@@ -36,9 +36,15 @@ def pack_positions(batch: Batch, num_steps: int) -> Batch:
     for step in range(min(num_steps, length)):
         target[:, : length - step, step] = allowed[:, step + 1 :]
     target[batch["item"][:, :-1] == 0] = 0
-    target = target.reshape(rows * length, num_steps)
+    return pack_targets(target)
+
+
+def pack_targets(target: np.ndarray) -> Batch:
+    """The positions of `(B, L, S)` targets that have one, as `pack_positions` gives them; 0 = no target."""
+    places, num_steps = target.shape[0] * target.shape[1], target.shape[2]
+    target = target.reshape(places, num_steps)
     found = np.flatnonzero(target.any(axis=1))
-    size = _round_up(max(len(found), 1), max(-(-rows * length // _SIZES_A_BATCH), 1))
+    size = _round_up(max(len(found), 1), max(-(-places // _SIZES_A_BATCH), 1))
     position = np.zeros(size, np.int32)
     position[: len(found)] = found
     target_item = np.zeros((size, num_steps), np.int32)
@@ -74,4 +80,4 @@ def _round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-__all__ = ["Batch", "ItemRows", "pack_positions", "predictable"]
+__all__ = ["Batch", "ItemRows", "pack_positions", "pack_targets", "predictable"]

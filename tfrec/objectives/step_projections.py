@@ -5,7 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfrec.objectives.item_softmax import Tensor
+from tfrec.layers import Tensor
+from tfrec.layers.normalization import l2_normalize
 
 
 @keras.saving.register_keras_serializable(package="tfrec")
@@ -48,7 +49,7 @@ class StepProjections(keras.layers.Layer):
         kernel = ops.take(self.kernel, step if self.first else step - 1, axis=0)
         equation = "pd,de->pe" if len(state.shape) == 2 else "pkd,kde->pke"
         projected = ops.einsum(equation, ops.cast(state, "float32"), kernel)
-        return normalized(projected) if self.normalize else projected
+        return l2_normalize(projected) if self.normalize else projected
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -56,14 +57,8 @@ class StepProjections(keras.layers.Layer):
         return {**super().get_config(), **options}
 
 
-def normalized(values: Tensor) -> Tensor:
-    """Unit vectors along the last axis; zeros stay zeros, with finite gradients."""
-    values = ops.cast(values, "float32")
-    return values * ops.rsqrt(ops.maximum(ops.sum(values * values, axis=-1, keepdims=True), 1e-12))
-
-
 def _identities(shape: tuple[int, ...], dtype: Any = None) -> Tensor:
     return ops.broadcast_to(ops.eye(shape[-1], dtype=dtype), shape)
 
 
-__all__ = ["StepProjections", "normalized"]
+__all__ = ["StepProjections"]

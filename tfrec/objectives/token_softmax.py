@@ -4,9 +4,11 @@ from typing import Any
 
 from keras import ops
 
+from tfrec.layers.normalization import l2_normalize
 from tfrec.objectives.item_softmax import Tensor, contrast, full_cross_entropy, masked_mean, pack_states
 from tfrec.objectives.multi_step import gate
-from tfrec.objectives.step_projections import StepProjections, normalized
+from tfrec.objectives.step_projections import StepProjections
+from tfrec.transforms import FIRST_VALUE
 
 
 def token_loss(
@@ -26,7 +28,7 @@ def token_loss(
 
     A type whose values have a table of token vectors is scored against all of them, codes 0 and 1 left out; any other
     type against the batch's `token_negative_item`, those with the target's own codes left out. Where the target has
-    no value, the term is neither in the sum nor in the normaliser.
+    no value, the term is neither in the sum nor in the normaliser; a type without any value has no term.
 
     Args:
         projections: StepProjections with a matrix for every step and type.
@@ -52,6 +54,8 @@ def token_loss(
         negative_codes = items.token_codes(batch["token_negative_item"])
     total, gates = 0.0, []
     for kind, table in enumerate(tables):
+        if table is not None and table.shape[0] <= FIRST_VALUE:
+            continue  # no value of the feature was frequent enough to have a code
         terms = []
         for state, (token, codes) in zip(states, targets, strict=True):
             if table is not None:
@@ -88,8 +92,8 @@ def _gated_sum(
 
 def _table_term(state: Tensor, table: Tensor, code: Tensor, null_logit: bool) -> tuple[Tensor, Tensor]:
     """Loss and positive logit against every value of a type; row 0 of `table[2:]` is code 2."""
-    values = normalized(table[2:])
-    row = ops.maximum(code - 2, 0)
+    values = l2_normalize(table[FIRST_VALUE:])
+    row = ops.maximum(code - FIRST_VALUE, 0)
     positive = ops.sum(state * ops.take(values, row, axis=0), axis=-1)
     loss = full_cross_entropy(state, values, row)
     if null_logit:
@@ -101,8 +105,8 @@ def _in_batch_term(
     state: Tensor, target: Tensor, codes: Tensor, negative: Tensor, negative_codes: Tensor, null_logit: bool
 ) -> tuple[Tensor, Tensor]:
     """Loss and positive logit against drawn items; equal codes and items without a value are no negatives."""
-    positive = ops.sum(state * normalized(target), axis=-1)
-    logits = ops.matmul(state, ops.transpose(normalized(negative)))  # (P, N)
+    positive = ops.sum(state * l2_normalize(target), axis=-1)
+    logits = ops.matmul(state, ops.transpose(l2_normalize(negative)))  # (P, N)
     valid = ops.expand_dims(ops.any(negative_codes > 1, axis=-1), 0)
     differs = ops.zeros_like(logits, dtype="bool")
     for column in range(codes.shape[1]):

@@ -77,6 +77,24 @@ def test_transformer_block_is_the_loop(tokens, token_mask, norm_first):
         np.testing.assert_allclose(output[row], expected, atol=2e-5)  # float32 through about 10 sums
 
 
+def test_transformer_block_sees_both_ways_or_what_it_is_told():
+    layer = TransformerBlock(2, 6, causal=False)
+    arrays = without(inputs(), "time_gap")
+    run(layer, arrays)
+    randomise(layer)
+    output = run(layer, arrays)
+    for row in range(2):
+        expected = references.transformer_block(
+            arrays["x"][row], arrays["valid_mask"][row], weights_of(layer), heads=2, tokens=5, full=True
+        )
+        np.testing.assert_allclose(output[row], expected, atol=2e-5)
+    past = np.tril(np.ones((5, 5), bool)) & arrays["valid_mask"][:, None, :]
+    causal = TransformerBlock.from_config({**layer.get_config(), "causal": True})
+    run(causal, arrays)
+    causal.set_weights(layer.get_weights())
+    np.testing.assert_allclose(run(layer, {**arrays, "visible": past}), run(causal, arrays), atol=1e-6)
+
+
 @pytest.mark.parametrize("options", [{}, {"concat_ua": True}, {"position_bias": False}, {"time_bias": True}])
 def test_hstu_block_is_the_loop(options):
     layer = HSTUBlock(2, 3, 5, max_length=7, **options)

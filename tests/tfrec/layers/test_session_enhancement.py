@@ -40,7 +40,7 @@ def whole(x, session, weights, pooling, blocks):
     summaries = []
     for number in numbers:
         events = x[session == number]
-        events = events + weights["event_place"][: len(events)]
+        events = events + weights["place_in_session"][: len(events)]
         hidden = blocks_of(weights, "intra_block", blocks, np.vstack([weights["intra_cls"], events]), causal=False)
         summaries.append(hidden[0] + weights["session_place"][numbers[-1] - number])
     sequence = np.array(summaries)
@@ -59,7 +59,7 @@ def running(x, session, weights, blocks):
         for number in range(1, session[t] + 1):
             events = x[: t + 1][session[: t + 1] == number]
             hidden = blocks_of(
-                weights, "intra_block", blocks, events + weights["event_place"][: len(events)], causal=True
+                weights, "intra_block", blocks, events + weights["place_in_session"][: len(events)], causal=True
             )
             states.append(hidden[-1] + weights["session_place"][number - 1])
         output[t] = x[t] + blocks_of(weights, "inter_block", blocks, np.array(states), causal=True)[-1]

@@ -9,8 +9,13 @@ from tests.tfrec.models.made import NUM_ITEMS, SIZES, make_batch, make_catalogue
 from tfrec.errors import UsageError
 from tfrec.models import MODELS, build
 
-TRAINED = ("heterrec", "hstu", "sasrec")
+NEXT_ITEM = ("gru4rec", "heterrec", "hstu", "sasrec")
+MASKED = ("bert4rec", "hpgr_pretrain")
+TRAINED = (*NEXT_ITEM, *MASKED)
 SMALL = {
+    "bert4rec": {"embedding_dim": 8, "history_length": 16, "dropout": 0.0},
+    "gru4rec": {"embedding_dim": 8, "history_length": 16, "units": 12, "dropout": 0.0},
+    "hpgr_pretrain": {"embedding_dim": 8, "history_length": 16, "dropout": 0.0},
     "heterrec": {
         "embedding_dim": 8,
         "history_length": 16,
@@ -47,6 +52,13 @@ def block_parameters(width, inner):
 def expected_parameters(name):
     d, types, device, segment = 8, 4, SIZES["device"], SIZES["segment"]
     inputs = 16 * d + (types + device) * d  # positions, event types, the event feature
+    if name == "gru4rec":
+        recurrence = 3 * (d * 12 + 12 * 12 + 2 * 12)
+        return inputs - 16 * d + NUM_ITEMS * d + recurrence + 12 * d + d
+    if name in MASKED:
+        plain = inputs + d + d + NUM_ITEMS * d + 2 * block_parameters(d, 4 * d)  # a place and a vector for the mask
+        sessions = 2 * 17 * d + 2 * d + 2 * block_parameters(d, 4 * d)
+        return plain + sessions if name == "hpgr_pretrain" else plain
     if name == "sasrec":
         return inputs + NUM_ITEMS * d + 2 * block_parameters(d, d)
     if name == "hstu":
@@ -60,6 +72,9 @@ def expected_parameters(name):
 
 
 OBJECTIVES = {
+    "bert4rec": {"mask_ratio": 0.3},
+    "gru4rec": {"temperature": 0.1},
+    "hpgr_pretrain": {"negatives": "uniform", "num_negatives": 32},
     "heterrec": {"token_weight": 0.1, "num_negatives": 64, "num_token_negatives": 16},
     "hstu": {"num_negatives": 32},
     "sasrec": {"num_negatives": 32},
@@ -85,7 +100,7 @@ def test_model_battery(name, tmp_path):
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", NEXT_ITEM)
 def test_outputs_are_declared_and_of_length_one(name):
     model, schema = make(name), make_schema()
     batch = make_batch(schema, 5, 8)
@@ -100,7 +115,7 @@ def test_outputs_are_declared_and_of_length_one(name):
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*NEXT_ITEM, "popularity"])
 def test_a_later_event_changes_no_earlier_state(name):
     model, batch = make(name), make_batch(make_schema(), 4, 8)
     batch["item"][0] = np.arange(2, 11)
@@ -117,7 +132,7 @@ def test_a_later_event_changes_no_earlier_state(name):
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", NEXT_ITEM)
 @pytest.mark.parametrize("request_time", [False, True])
 def test_the_last_training_state_is_what_is_served(name, request_time):
     schema = make_schema()
@@ -174,7 +189,7 @@ def test_gradients_are_finite_with_rows_of_padding(name):
 def test_logs_without_times_and_types_are_served(name):
     schema = make_schema(has_time=False, event_types=(), context=False)
     model, batch = make(name, schema), make_batch(schema, 4, 8)
-    assert model(batch)["state"].shape[:2] == (4, 8)
+    assert model(batch)["state"].shape[:2] == (4, 9 if name in MASKED else 8)
     assert np.isfinite(encode(model, make_query(schema))).all()
     assert not any("gap_bias" in weight.path or "event" in weight.path for weight in model.weights)
 
@@ -193,6 +208,33 @@ COMMON = [
     {"num_heads": 4},
 ]
 CHANGES = {
+    "bert4rec": [
+        *COMMON,
+        {"user_features": "prefix"},
+        {"item_features": "all"},
+        {"num_blocks": 1},
+        {"intermediate_dim": 5},
+        {"activation": "relu"},
+    ],
+    "gru4rec": [
+        *COMMON[1:4],
+        {"user_features": "prefix"},
+        {"item_features": "all"},
+        {"num_blocks": 2},
+        {"units": 5},
+    ],
+    "hpgr_pretrain": [
+        *COMMON,
+        {"user_features": "prefix"},
+        {"item_features": "all"},
+        {"num_blocks": 1},
+        {"num_intra_blocks": 2},
+        {"num_inter_blocks": 2},
+        {"intermediate_dim": 5},
+        {"activation": "relu"},
+        {"session_enhancement": False},
+        {"session_pooling": "mean"},
+    ],
     "sasrec": [
         *COMMON,
         {"user_features": "prefix"},
@@ -344,6 +386,41 @@ def test_heterrec_without_htfl_reads_one_token_an_item_and_trains_at_token_level
     model.compile(optimizer=keras.optimizers.Adam(0.01))
     losses = [model.train_on_batch(prepared, return_dict=True)["token_loss"] for _ in range(30)]
     assert np.mean(losses[-15:]) < 0.8 * losses[0]
+
+
+@pytest.mark.jax
+def test_an_item_without_training_events_is_its_content_where_ids_are_dropped():
+    codes, counts, vectors = make_catalogue()
+    codes[7, 1:] = codes[9, 1:]  # the same content
+    counts = counts + 1
+    for rate, untrained, alike in ((0.1, True, True), (0.1, False, False), (0.0, True, False)):
+        model = make("heterrec", item_id_dropout=rate)
+        model.set_catalogue(codes, np.where(np.isin(np.arange(NUM_ITEMS), (7, 9)) & untrained, 0, counts), vectors)
+        first, second = to_numpy(model.encode_items(np.array([7, 9], np.int32)))
+        assert (np.abs(first - second).max() < 1e-6) == alike
+    model = make("sasrec", item_id_dropout=0.5)  # ids are all that it has
+    model.set_catalogue(codes, np.where(np.arange(NUM_ITEMS) == 7, 0, counts), vectors)
+    vector = to_numpy(model.encode_items(np.array([1, 7], np.int32)))
+    assert np.abs(vector[0] - vector[1]).max() > 1e-3
+
+
+@pytest.mark.jax
+def test_a_feature_without_a_single_value_is_no_term_of_heterrec_s_loss():
+    schema = make_schema()
+    brand = schema.feature("brand")
+    empty = brand.model_copy(update={"transform": brand.transform.model_copy(update={"size": 2})})
+    schema = schema.model_copy(update={"features": tuple(empty if f is brand else f for f in schema.features)})
+    codes, counts, vectors = make_catalogue()
+    codes[:, 1] = np.minimum(codes[:, 1], 1)
+    model = make("heterrec", schema, OBJECTIVES["heterrec"])
+    model.set_catalogue(codes, counts, vectors)
+    prepared = model.objective.prepare(make_batch(schema, 16, 8), np.random.default_rng(0))
+    output = model(prepared, training=True)
+    before = float(model.compute_loss(x=prepared, y_pred=output))
+    assert np.isfinite(before)
+    token = to_numpy(output["token"]).copy()
+    token[:, :, 1] *= -1
+    assert float(model.compute_loss(x=prepared, y_pred={**output, "token": token})) == pytest.approx(before, rel=1e-6)
 
 
 def test_both_sides_of_heterrec_share_tables_and_start_alike():

@@ -10,6 +10,13 @@ OPTIONS = {
     "full_softmax": {"temperature": 0.1},
     "in_batch_softmax": {"negatives": "mixed", "num_negatives": 7, "temperature": 0.1, "log_q": False},
     "listwise_multi_step": {"num_steps": 2, "margin": 0.5, "token_weight": 0.25, "negatives": "full"},
+    "masked_item": {
+        "mask_ratio": 0.3,
+        "session_ratio": 0.1,
+        "last_ratio": 0.5,
+        "negatives": "uniform",
+        "num_negatives": 9,
+    },
     "multi_step": {"num_steps": 4, "negatives": "same_step", "null_logit": False},
     "sampled_softmax": {"num_negatives": 5, "negatives": "shared"},
 }

@@ -1,0 +1,171 @@
+"""What models that guess hidden events share: a place for the mask, and the shell that asks for the next item by it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfrec.layers import Tensor
+from tfrec.layers.session_enhancement import SessionEnhancement
+from tfrec.models.encoders import (
+    EventContext,
+    ItemEmbedder,
+    ItemFeatures,
+    SequenceEncoder,
+    SumItemEncoder,
+    UserFeatures,
+    item_table,
+)
+from tfrec.models.shells import RetrievalModel, is_event
+from tfrec.schema import Schema
+
+
+class MaskedSequenceEncoder(SequenceEncoder):
+    """A `SequenceEncoder` that hides masked events behind a learned vector before anything else sees them.
+
+    Args:
+        enhancement: SessionEnhancement or None. Added to the events after they are masked. Defaults to None.
+
+    The other arguments are those of `SequenceEncoder`.
+
+    Input: a batch of `(B, L)` events, with `masked` `(B, L)` bool; a masked place may hold an event or nothing.
+    Output: `{"state": (B, L, D)}`, zeros where there is neither an event nor a mask.
+    """
+
+    def __init__(self, *args: Any, enhancement: SessionEnhancement | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.enhancement = enhancement
+
+    def build(self, batch_shape: Any = None) -> None:
+        self.mask_vector = self.add_weight(
+            name="mask_vector",
+            shape=(self.embedding_dim,),
+            initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+        )
+        if self.enhancement is not None:
+            self.enhancement.build((None, None, self.embedding_dim))
+        super().build(batch_shape)
+
+    def valid_mask(self, batch: dict[str, Tensor]) -> Tensor:
+        """The places that hold an event or a mask, `(B, L)` bool."""
+        return ops.logical_or(batch["item"] != 0, batch["masked"])
+
+    def embed_events(self, batch: dict[str, Tensor], context: dict[str, Tensor], training: bool | None) -> Tensor:
+        """Events without their places, `(B, L, D)`; of a masked one nothing is left but its session."""
+        events = super().embed_events(batch, context, training)
+        x = ops.where(batch["masked"][..., None], ops.cast(self.mask_vector, events.dtype), events)
+        return x if self.enhancement is None else self.enhancement(x, batch["session"], training=training)
+
+
+class PretrainingModel(RetrievalModel):
+    """A `RetrievalModel` that is trained on hidden events and answers by hiding the one after the history.
+
+    Its encoder sees all L + 1 events of a training window at once, with what the objective calls `masked`; a query's
+    history is followed by one masked place, in the session of its last event, whose state is the user's.
+    """
+
+    def call(self, batch: Mapping[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
+        inputs = {key: value for key, value in batch.items() if is_event(key) or key.startswith("user_")}
+        inputs["masked"] = batch["masked"] if "masked" in batch else ops.zeros_like(batch["item"], dtype="bool")
+        if "time" in batch:
+            inputs["query_time"] = batch["time"]
+        return self.user_encoder(inputs, training=training)
+
+    def encode_users(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The state of a masked place after each history, `(B, D)`; zeros for a row without events.
+
+        Args:
+            batch: dict. Events `(B, L)`, right-padded.
+        """
+        valid = batch["item"] != 0
+        count = ops.sum(ops.cast(valid, "int32"), axis=1)  # (B,)
+        place = ops.arange(ops.shape(valid)[1] + 1, dtype="int32")
+        masked = ops.logical_and(place[None, :] == count[:, None], count[:, None] > 0)  # (B, L + 1)
+        inputs = {key: value for key, value in batch.items() if key.startswith("user_")}
+        for key, value in batch.items():
+            if is_event(key):
+                inputs[key] = _with_place(value)
+        for key in ("time", "session"):  # the masked place stands where the last event does
+            if key in inputs:
+                last = ops.take_along_axis(batch[key], ops.maximum(count - 1, 0)[:, None], axis=1)
+                inputs[key] = ops.where(masked, last, inputs[key])
+        if "time" in inputs:
+            inputs["query_time"] = inputs["time"]
+        state = self.user_encoder({**inputs, "masked": masked}, training=False)["state"]
+        user = ops.take_along_axis(state, count[:, None, None], axis=1)[:, 0]
+        return user * ops.cast(count > 0, user.dtype)[:, None]
+
+
+def masked_sequence_model(
+    name: str,
+    schema: Schema,
+    blocks: list[keras.layers.Layer],
+    objective: keras.layers.Layer,
+    *,
+    history_length: int,
+    embedding_dim: int,
+    position_embedding: bool,
+    dropout: float,
+    normalize: bool,
+    item_features: ItemFeatures,
+    item_id_dropout: float,
+    user_features: UserFeatures,
+    event_types: bool,
+    request_time: bool,
+    make_enhancement: Callable[[], SessionEnhancement] | None = None,
+) -> PretrainingModel:
+    """A pre-training model whose events are sums of embeddings, passed through bidirectional blocks.
+
+    Args:
+        name: str. Of the model.
+        schema: Schema. Of the dataset.
+        blocks: list. Bidirectional blocks of a `MaskedSequenceEncoder`.
+        objective: layer. The loss, which says what is masked.
+        history_length: int. Events that a query's history has at most; the encoder sees one place more.
+        embedding_dim: int. Width D.
+        position_embedding: bool. Whether places have embeddings.
+        dropout: float. Of the blocks' input.
+        normalize: bool. Cosine similarity instead of the dot product.
+        item_features: `"all"` or names. Features whose embeddings are summed to an item's.
+        item_id_dropout: float. Probability of replacing an id by unknown in training.
+        user_features: str. `"prefix"`, `"add"` or `"none"`.
+        event_types: bool. Whether the type of an event is added to it.
+        request_time: bool. Set by the run.
+        make_enhancement: callable or None. Gives what is added to the events of a session. Defaults to None.
+    """
+    table = item_table(schema)
+    embedder = ItemEmbedder(
+        schema, table, embedding_dim, item_features=item_features, item_id_dropout=item_id_dropout, name="embedder"
+    )
+    user_encoder = MaskedSequenceEncoder(
+        embedder,
+        EventContext(schema, embedding_dim, event_types=event_types, user_features=user_features, name="context"),
+        blocks,
+        history_length=history_length + 1,
+        embedding_dim=embedding_dim,
+        time_bias=False,
+        position_embedding=position_embedding,
+        dropout=dropout,
+        normalize=normalize,
+        enhancement=None if make_enhancement is None else make_enhancement(),
+        name="user_encoder",
+    )
+    return PretrainingModel(
+        user_encoder,
+        SumItemEncoder(embedder, normalize=normalize, name="item_encoder"),
+        objective,
+        item_table=table,
+        history_length=history_length,
+        embedding_dim=embedding_dim,
+        request_time=request_time,
+        name=name,
+    )
+
+
+def _with_place(value: Tensor) -> Tensor:
+    """Events `(B, L)` or `(B, L, M)` with an empty place after the last."""
+    return ops.pad(value, ((0, 0), (0, 1), *((0, 0) for _ in value.shape[2:])))
+
+
+__all__ = ["MaskedSequenceEncoder", "PretrainingModel", "masked_sequence_model"]
