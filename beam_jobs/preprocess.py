@@ -49,7 +49,7 @@ from beam_jobs.statistics import (
 )
 from beam_jobs.validation import MICROSECONDS
 from tfrec.config import Config, Filters, load, suggest
-from tfrec.errors import UsageError, UserError, mendable
+from tfrec.errors import UsageError, UserError, mendable, writing
 from tfrec.manifest import MANIFEST, published, read_manifest, staging_of, write_json, write_manifest
 from tfrec.schema import Schema
 from tfrec.transforms import FIRST_VALUE
@@ -85,7 +85,7 @@ def run(
     target = Path(config.data.out)
     _check_target(target)
     growth = _open_growth(plan, grow_from, refit)
-    with published(target) as directory, _staging(directory) as staging:
+    with writing(target), published(target) as directory, _staging(directory) as staging:
         num_buckets = count_buckets(plan)
         logger.info("reading %s into %d buckets", ", ".join(log.kind for log in plan.logs), num_buckets)
         read_logs(plan, staging, directory, num_buckets, options)
@@ -357,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = run(config, parsed.beam_options, grow_from=parsed.grow_from, refit=parsed.refit)
     except KeyboardInterrupt:
         sys.stderr.write("tfrec: interrupted; nothing was written.\n")
-        return 130
+        return 1
     except Exception as error:
         told = mendable(error)
         if told is None:

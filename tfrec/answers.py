@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tfrec import publishing
 from tfrec.errors import UserError
+from tfrec.schema import Schema
 
 if TYPE_CHECKING:
     from serving.servable import SavedModelServable
@@ -30,6 +31,7 @@ class PublishedModel:
         self.directory = directory
         self.version = int(directory.name)
         self._display = publishing.read_display(directory)
+        self._schema = Schema.read(directory / publishing.EXTRA)
         self.fields: tuple[str, ...] = tuple(next(iter(self._display.values()), {}))
 
     @classmethod
@@ -69,7 +71,7 @@ class PublishedModel:
 
         Args:
             items: item ids, oldest first; unknown ones count as events of an unknown item.
-            times: Unix seconds of the events.
+            times: Unix seconds of the events; left out, they are a minute apart and the last one is at the request.
             event_types: of the events.
             request_time: Unix seconds of the question.
             k: items wanted; the export's own k is the most that there are.
@@ -78,6 +80,7 @@ class PublishedModel:
             if values and len(values) != len(items):
                 raise UserError(f"history: {len(items)} items but {len(values)} {name}; give one for each item.")
         infos = self._servable.signature_def.signature_def["recommend"].inputs
+        times = times or self._schema.times_of(len(items), request_time)
         known = history_inputs(infos, items, times, event_types, request_time)
         unknown = {name: _missing(info, len(items)) for name, info in infos.items() if name not in known}
         return self._ask("recommend", {**known, **unknown}, k)
@@ -105,7 +108,7 @@ class PublishedModel:
 def history_inputs(
     names: Iterable[str],
     items: Sequence[str],
-    times: Sequence[int] = (),
+    times: Sequence[int],
     event_types: Sequence[str] = (),
     request_time: int | None = None,
 ) -> dict[str, NDArray[Any]]:
@@ -114,17 +117,16 @@ def history_inputs(
     Args:
         names: the inputs that the signature has; those that a history says nothing of are left out.
         items: item ids, oldest first.
-        times: Unix seconds; left out, the events are a minute apart and the last one is at the request's time.
+        times: Unix seconds of the events.
         event_types: left out, every event is of unknown type.
         request_time: Unix seconds of the request; left out, the latest event's.
     """
     length = len(items)
-    end = request_time if request_time is not None else max(times, default=1_700_000_000)
-    minutes = [end - 60 * (length - 1 - place) for place in range(length)]
+    end = request_time if request_time is not None else max(times, default=0)
     said = {
         "history_item_ids": _strings(items),
         "history_length": np.array([length], np.int32),
-        "history_times": np.array([times or minutes], np.int64),
+        "history_times": np.array([times], np.int64),
         "history_event_types": _strings(event_types or [""] * length),
         "history_sessions": _strings(["1"] * length),
         "request_time": np.array([end], np.int64),

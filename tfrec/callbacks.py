@@ -57,7 +57,7 @@ class Display:
         self.console = Console(file=sys.stderr, quiet=not shown, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._begun = 0.0
+        self._begun = self._last = 0.0
         self._first = self._steps = 0
 
     @contextmanager
@@ -71,6 +71,7 @@ class Display:
         )
         visible = self.console.is_terminal and not self.console.quiet
         self._begun, self._first, self._steps = time.monotonic(), first, first
+        self._last = self._begun
         with Progress(*columns, console=self.console, transient=True, disable=not visible) as bar:
             description = f"epoch {number}/{self.epochs}"
             self._task = bar.add_task(description, total=steps, completed=first, loss="-", speed="-")
@@ -80,13 +81,13 @@ class Display:
 
     def step(self, steps: int, loss: float) -> None:
         """The bar moves to `steps` of the epoch."""
-        self._steps = max(self._steps, steps)
+        self._steps, self._last = max(self._steps, steps), time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=self._steps, loss=f"{loss:.4f}", speed=f"{self.speed():,.0f}")
 
     def speed(self) -> float:
-        """Examples a second since the epoch (or what is left of it) began."""
-        return (self._steps - self._first) * self.batch_size / max(time.monotonic() - self._begun, 1e-9)
+        """Examples a second, from the beginning of the epoch (or what is left of it) to its latest step."""
+        return (self._steps - self._first) * self.batch_size / max(self._last - self._begun, 1e-9)
 
     def line(self, text: str) -> None:
         """One line above the bar."""

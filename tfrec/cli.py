@@ -47,8 +47,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as stop:
-        if stop.code == 130:
-            _fail("interrupted; the same command again goes on from what is complete.", 130)
+        if stop.code == 130:  # the click library's code of Ctrl-C
+            _fail("interrupted; nothing half-written has its final name, run the same command again.", 1)
         raise
     except Exception as error:
         refused = mendable(error)

@@ -157,6 +157,9 @@ class Training(Section):
     """Passes over the training rows at most."""
     batch_size: int = Field(128, ge=1)
     """Users a batch on average: batches of short histories hold more, of long ones fewer."""
+    length_buckets: bool = True
+    """Histories of like length make a batch, which saves most of the padding; false = any `batch_size` users, padded to
+    the model's history_length, as published code trains."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.0, ge=0)

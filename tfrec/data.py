@@ -7,6 +7,7 @@ when they are read, because a TFRecord file that was cut between two records giv
 import contextlib
 import importlib.util
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -106,6 +107,7 @@ def batches(
     windows: WindowKind = "last",
     seed: int = 0,
     epoch: int = 0,
+    length_buckets: bool = True,
     shuffle: bool = True,
     request_time: bool = False,
     max_queries: int | None = None,
@@ -121,6 +123,7 @@ def batches(
             windows=windows,
             seed=seed,
             epoch=epoch,
+            length_buckets=length_buckets,
             shuffle=shuffle,
             request_time=request_time,
             max_queries=max_queries,
@@ -275,7 +278,8 @@ def _read_records(dataset: Dataset, folder: str, integers: list[str], floats: li
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:120]
+    first = str(error).partition("\n")[0]
+    return re.sub(r"\{\{.*?\}\}\s*", "", first)[:120]  # without the place in TensorFlow's graph
 
 
 def _matrix(read: Read, name: str, width: int, folder: Path) -> NDArray[np.int32]:

@@ -301,15 +301,17 @@ def _report(out: Path, outcome: Outcome, seconds: float) -> None:
     ]
     title = f"what user {question.user} did"
     console.print(rows_table(history, ("item", "title", "event"), title=title, numbered=True))
-    answer = [
-        (item, titles.get(item, ""), f"{score:.3f}", "the user's next one" if item == question.next_item else "")
-        for item, score in outcome.rest[:ANSWERS]
-    ]
+    answer = [(item, titles.get(item, ""), f"{score:.3f}") for item, score in outcome.rest[:ANSWERS]]
     title = "what the server recommends (REST, exact)"
-    console.print(rows_table(answer, ("item", "title", "score", ""), title=title, numbered=True))
+    console.print(rows_table(answer, ("item", "title", "score"), title=title, numbered=True))
     shared = len({item for item, _ in outcome.rest[:ANSWERS]} & {item for item, _ in outcome.grpc[:ANSWERS]})
     console.print(f"Over gRPC the ScaNN sibling has {shared} of the same {len(answer)} items on top.")
-    console.print(escape(f"The user's next item was {question.next_item} ({titles.get(question.next_item, '')})."))
+    asked = [item for item, _ in outcome.rest]
+    place = f"number {asked.index(question.next_item) + 1}" if question.next_item in asked else "none"
+    title = titles.get(question.next_item, "")
+    console.print(
+        escape(f"The user's next item was {question.next_item} ({title}): {place} of the {len(asked)} answers.")
+    )
     told = _NEXT.format(out=out, history=",".join(question.items[-3:]), served=SERVED, seconds=seconds)
     console.print(escape(told))
 

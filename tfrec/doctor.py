@@ -55,7 +55,7 @@ def examine(config: Path | None = None, overrides: Sequence[str] = ()) -> list[C
     try:
         parsed = load(config, overrides)
     except UserError as error:
-        return [*checks, Check("config", "fail", str(error), "correct the key")]
+        return [*checks, _refused("config", error)]
     checks.append(Check("config", "ok", f"{config}: every key is known"))
     checks.append(_disk(Path(parsed.data.out), name="disk of data.out"))
     for name, examination in (
@@ -68,13 +68,19 @@ def examine(config: Path | None = None, overrides: Sequence[str] = ()) -> list[C
     return checks
 
 
+def _refused(name: str, error: UserError) -> Check:
+    """A failed check; messages say the mend behind a semicolon, where it is not plain from the rule."""
+    found, _, mend = str(error).partition("; ")
+    return Check(name, "fail", found, mend or "correct it in the configuration")
+
+
 def _guarded(name: str, examination: Callable[[Config], Iterator[Check]], config: Config) -> list[Check]:
     """The checks of one examination; what it refuses is a failed check, and so is a package that is missing."""
     checks: list[Check] = []
     try:
         checks.extend(examination(config))
     except UserError as error:
-        checks.append(Check(name, "fail", str(error)))
+        checks.append(_refused(name, error))
     except ImportError as error:
         checks.append(Check(name, "fail", f"cannot be examined: {error}", "see the packages above"))
     return checks

@@ -3,6 +3,9 @@
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _MENDABLE = frozenset(
     {
@@ -46,10 +49,14 @@ class UsageError(UserError):
         super().__init__(message, exit_code=2)
 
 
-def mendable(error: BaseException) -> UserError | None:
+def mendable(error: BaseException, place: Path | None = None) -> UserError | None:
     """What the machine refuses (a full disk, a name that is taken) as one line; None for any other error.
 
     An error that a worker or a library has turned into a text is recognised by its number.
+
+    Args:
+        error: what was raised.
+        place: what was being written, told where the error names no file.
     """
     if isinstance(error, UserError):
         return error
@@ -63,4 +70,21 @@ def mendable(error: BaseException) -> UserError | None:
     if number not in _MENDABLE:
         return None
     reason = os.strerror(number)
-    return UserError(f"{os.fsdecode(filename)}: {reason}." if isinstance(filename, str | bytes) else f"{reason}.")
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        reason += "; free some and run the same command again"
+    where = os.fsdecode(filename) if isinstance(filename, str | bytes) else place
+    return UserError(f"{reason}." if where is None else f"{where}: {reason}.")
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """What the machine refuses inside the block becomes a `UserError` that names at least this place."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        told = mendable(error, place)
+        if told is None:
+            raise
+        raise told from error

@@ -386,8 +386,7 @@ def _request(
 ) -> Batch:
     """One row `(1, L)` of the last events by time, as batches hold them; what nobody gave is unknown."""
     count = len(items)
-    end = request_time if request_time is not None else schema.time_origin + 60 * count
-    given = np.array(times if times is not None else [end - 60 * (count - 1 - n) for n in range(count)], np.int64)
+    given = np.array(schema.times_of(count, request_time) if times is None else times, np.int64)
     seconds = np.clip(given - schema.time_origin, 0, np.iinfo(np.int32).max).astype(np.int32)
     order = np.argsort(given, kind="stable")[-length:] if schema.has_time else np.arange(count)[-length:]
     row: dict[str, NDArray[Any]] = {"item": items[order]}

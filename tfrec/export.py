@@ -12,7 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfrec import parity, publishing
-from tfrec.errors import UserError
+from tfrec.errors import UserError, writing
 from tfrec.evaluation import encode_catalogue
 from tfrec.index import build_search
 from tfrec.manifest import published_together, sha256_of, verify, write_manifest
@@ -55,7 +55,7 @@ def export(run: Run, to: Path, *, index: IndexKind = "exact", not_worse_than: Pa
     version = publishing.next_version(to)
     models = publishing.siblings(to, index)
     paths = [model / str(version) for model in models.values()]
-    with _full_precision(), published_together(paths, check=_check_files, replace=False) as directories:
+    with writing(to), _full_precision(), published_together(paths, check=_check_files, replace=False) as directories:
         vectors = encode_catalogue(run.model, run.schema.num_items)
         for (kind, model), directory in zip(models.items(), directories, strict=True):
             _Version(run, vectors, directory, kind).write(model.name)

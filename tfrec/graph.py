@@ -78,7 +78,8 @@ class HistoryEncoder(tf.Module):
     def __call__(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The batch `(B, L)`, and the codes of every real event's item `(B, T + 1)`, 0 elsewhere."""
         # One column of padding, so that a request without any history has something to gather.
-        ids = tf.pad(inputs["history_item_ids"], [[0, 0], [0, 1]], constant_values="")
+        with tf.control_dependencies(_like_the_items(inputs)):
+            ids = tf.pad(inputs["history_item_ids"], [[0, 0], [0, 1]], constant_values="")
         width = tf.shape(ids)[1]
         valid = (tf.range(width) < inputs["history_length"][:, None]) & (ids != "")
         seen = tf.where(valid, self.items(ids), PADDING)
@@ -132,6 +133,17 @@ class HistoryEncoder(tf.Module):
         else:
             begins = batch["time"][:, 1:] - batch["time"][:, :-1] > self.schema.session_gap_seconds
         return tf.pad(tf.cumsum(tf.cast(begins, tf.int32), axis=1), [[0, 0], [1, 0]]) + 1
+
+
+def _like_the_items(inputs: dict[str, Tensor]) -> list[Any]:
+    """Refuses a request whose other inputs have not the rows, or the events, of its items; names the input."""
+    shape = tf.shape(inputs["history_item_ids"])
+    checks = []
+    for name, values in inputs.items():
+        axes = 2 if name != "history_length" and name.startswith(("history_", "event_")) else 1
+        rule = f"{name}: must have as many {'rows and events' if axes == 2 else 'rows'} as history_item_ids."
+        checks.append(tf.debugging.assert_equal(tf.shape(values)[:axes], shape[:axes], rule))
+    return checks
 
 
 def _one_column(codes: Tensor) -> Tensor:

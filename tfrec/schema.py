@@ -140,6 +140,16 @@ class Schema(_Part):
         """Rows of every item table: the catalogue + padding + unknown."""
         return self.item_vocabulary.size
 
+    def times_of(self, count: int, request_time: int | None = None) -> list[int]:
+        """Unix seconds of a history that came without times: a minute apart, the last event at the request.
+
+        Args:
+            count: events.
+            request_time: Unix seconds of the request; None = as soon after `time_origin` as there is room.
+        """
+        end = self.time_origin + 60 * count if request_time is None else request_time
+        return [end - 60 * (count - 1 - place) for place in range(count)]
+
     def item_columns(self) -> dict[str, slice]:
         """Where each item feature's codes stand in the columns of the item table `(num_items, columns)`."""
         columns, start = {}, 0

@@ -22,9 +22,15 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], *, title: str = "", 
     for model in results:
         table.add_column(escape(model), justify="right")
     first = next(iter(results.values()))
-    for name in names or first["metrics"]:
+    for name in names or sorted(first["metrics"], key=by_number):
         table.add_row(escape(name), *(_figure(document, name) for document in results.values()))
     return table
+
+
+def by_number(name: str) -> tuple[str, int]:
+    """Sorts metrics by name, then by cut-off: recall@50 before recall@100."""
+    stem, _, cut = name.partition("@")
+    return stem, int(cut) if cut.isdecimal() else 0
 
 
 def _figure(document: Mapping[str, Any], name: str) -> str:

@@ -22,7 +22,7 @@ from tfrec.callbacks import Display, Interruption, StepWatch
 from tfrec.checkpoints import Progress
 from tfrec.config import CONFIG, Config, load
 from tfrec.data import Batch, Batches, Dataset, prefetch, tf_dataset
-from tfrec.errors import UserError
+from tfrec.errors import UserError, writing
 from tfrec.evaluation import check_filter_seen, cut_offs, rank_queries
 from tfrec.initialization import initialize
 from tfrec.metrics import effective_rank
@@ -50,7 +50,8 @@ _BESIDE = {"tensorboard", "jit_compile"}
 _LEFT_OUT: dict[str, Any] = {"data": _PATHS, "training": _BESIDE}  # keys that make no other training
 _NEGATIVES = 4  # stream of random numbers: [seed, stream, epoch, batch]; 1 to 3 are those of tfrec.windows
 _RANK_SAMPLE = 4096
-_SHUT_GATE = 1e-3
+_SHUT_GATE = 0.02
+_SETTLED = 3  # epochs until gates tell something
 LOGS = "logs"
 METRICS = "metrics.jsonl"
 
@@ -77,7 +78,8 @@ def train(config: Config, out: str | Path, *, progress: bool = True) -> Path:
     if _is_finished(directory, config, dataset):
         display.line(f"{directory}: {_take_over(directory, config)}")
         return directory
-    with _precision(config.training.mixed_precision):
+    dataset.histories()  # a damaged dataset is told before anything is written
+    with writing(directory), _precision(config.training.mixed_precision):
         keras.utils.set_random_seed(config.training.seed)
         model = build_model(config, dataset)
         if config.training.initialize_from is not None:
@@ -99,6 +101,7 @@ class _Training:
         self.interruption = Interruption()
         self.progress = Progress()
         self.metrics: list[Any] | None = None  # of an epoch that is gone on with
+        self.warned: set[str] = set()  # what was wrong in the epoch before too is not said again
         self.queries = Batches(
             run.schema,
             run.dataset.histories(),
@@ -228,9 +231,12 @@ class _Training:
             self._keep_best(entry["validation"])
         if due and self.model.trainable_variables:
             entry["effective_rank"] = self._effective_rank()
-        entry["warnings"] = silent_failures(entry, self.model.embedding_dim)
-        for warning in entry["warnings"]:
-            _log.warning("Epoch %d: %s", progress.epoch, warning)
+        found = silent_failures(entry, self.model.embedding_dim)
+        entry["warnings"] = list(found.values())
+        for cause, warning in found.items():
+            if cause not in self.warned:
+                _log.warning("Epoch %d: %s", progress.epoch, warning)
+        self.warned = set(found)
         return entry
 
     def _validate(self) -> dict[str, float]:
@@ -279,7 +285,11 @@ class _Training:
         }
         save_run(self.run, record)
         checkpoints.remove(self.run.directory)
-        self.display.line(f"{self.run.directory}: trained, {progress.epoch} epochs, best {progress.best_epoch}.")
+        if self.model.trainable_variables:
+            done = f"trained; epochs: {progress.epoch}, best: {progress.best_epoch or 'the last'}"
+        else:
+            done = "counted; there is nothing to train"
+        self.display.line(f"{self.run.directory}: {done}.")
 
     def _write_history(self) -> None:
         logs = self.run.directory / LOGS
@@ -314,26 +324,31 @@ class _Training:
             history_length=self.model.history_length,
             batch_size=self.settings.batch_size,
             windows=self.settings.windows,
+            length_buckets=self.settings.length_buckets,
             seed=self.settings.seed,
             epoch=epoch,
         )
 
 
-def silent_failures(entry: dict[str, Any], embedding_dim: int) -> list[str]:
-    """What went wrong in an epoch without an error, in words.
+def silent_failures(entry: dict[str, Any], embedding_dim: int) -> dict[str, str]:
+    """What went wrong in an epoch without an error, in words, by cause.
 
     Args:
         entry: the epoch's entry of `logs/metrics.jsonl`.
         embedding_dim: width of the item vectors.
     """
-    found = []
+    found = {}
     if entry.get("all_masked", 0.0) > 0:
-        found.append("every negative of some positions was masked, so they taught nothing; draw more negatives.")
+        found["all_masked"] = (
+            "every negative of some positions was masked, so they taught nothing; draw more negatives."
+        )
     for name, value in entry.items():
-        if name.startswith(("gate_open", "token_gate_open")) and value < _SHUT_GATE:
-            found.append(f"`{name}` is {value:.4f}: that step's gate is shut and its loss does nothing.")
-    if entry.get("effective_rank", np.inf) < max(2.0, embedding_dim / 32) and embedding_dim > 1:
-        found.append(f"item vectors have collapsed: effective rank {entry['effective_rank']:.2f} of {embedding_dim}.")
+        shut = name.startswith(("gate_open", "token_gate_open")) and value < _SHUT_GATE
+        if shut and entry["epoch"] >= _SETTLED:
+            found[name] = f"`{name}` is {value:.4f}: that step's gate is shut and its loss does next to nothing."
+    rank = entry.get("effective_rank", np.inf)
+    if rank < max(2.0, embedding_dim / 32) and embedding_dim > 1:
+        found["effective_rank"] = f"item vectors have collapsed: effective rank {rank:.2f} of {embedding_dim}."
     return found
 
 

@@ -73,6 +73,7 @@ class Batches:
         windows: of a user with more than L + 1 training events: the last ones, all in consecutive chunks (every event
             but the first is a target once), or one window at a random place an epoch.
         seed: of the order and the random places.
+        length_buckets: rows of like length make a training batch; else any `batch_size` rows, `history_length` wide.
         epoch: number of the pass.
         shuffle: mix the rows (training only; queries keep their order within a bucket).
         request_time: the history ends at the time of the query, not at that of its last event.
@@ -90,6 +91,7 @@ class Batches:
         windows: WindowKind = "last",
         seed: int = 0,
         epoch: int = 0,
+        length_buckets: bool = True,
         shuffle: bool = True,
         request_time: bool = False,
         max_queries: int | None = None,
@@ -119,7 +121,7 @@ class Batches:
         rng = _rng(seed, _SHUFFLE, epoch) if shuffle and split == "train" else None
         if rng is not None:
             rng.shuffle(order)
-        buckets = bucket_lengths(history_length)
+        buckets = bucket_lengths(history_length) if length_buckets or split != "train" else [history_length]
         rows_at = _rows_at(lengths, buckets, batch_size) if split == "train" else [batch_size] * len(buckets)
         self._plan = _plan(lengths, buckets, rows_at, order)
         if rng is not None:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tfrec.models.made import make_schema
 from tfrec.answers import PublishedModel, history_inputs
 from tfrec.errors import UserError
 
 TYPES = {"history_item_ids": 7, "history_length": 3, "history_times": 9, "user_age": 7, "event_price": 2}
 TYPES |= {"user_tags": 7, "event_tags": 7}
 SHAPES = {"history_item_ids": (-1, -1), "history_length": (-1,), "history_times": (-1, -1), "user_age": (-1,)}
+ORIGIN = 1_704_067_200
 SHAPES |= {"event_price": (-1, -1), "user_tags": (-1, 3), "event_tags": (-1, -1, 4)}
 
 
@@ -41,6 +43,7 @@ def published(tmp_path: Path) -> PublishedModel:
     for version in ("2", "10"):
         extra = tmp_path / "shop" / version / "assets.extra"
         extra.mkdir(parents=True)
+        make_schema().model_copy(update={"time_origin": ORIGIN}).write(extra)
         rows = [{"item_id": "a", "title": "A chair", "brand": "x"}, {"item_id": "b", "title": "A table", "brand": "y"}]
         (extra / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = PublishedModel.newest(tmp_path / "shop")
@@ -70,6 +73,16 @@ def test_inputs_that_a_history_does_not_say_are_missing_values(published: Publis
     assert np.isnan(asked["event_price"]).all()
     assert asked["user_tags"].tolist() == [[b""] * 3]
     assert asked["event_tags"].tolist() == [[[b""] * 4] * 2]
+
+
+def test_history_without_times_is_a_minute_apart_and_ends_at_the_request(published: PublishedModel) -> None:
+    published.recommend(["a", "b", "c"], request_time=ORIGIN + 1000)
+    asked = published._servable.asked  # type: ignore[attr-defined]
+    assert asked["history_times"].tolist() == [[ORIGIN + 880, ORIGIN + 940, ORIGIN + 1000]]
+    published.recommend(["a", "b", "c"])
+    times = published._servable.asked["history_times"][0]  # type: ignore[attr-defined]
+    assert np.diff(times).tolist() == [60, 60]
+    assert times[0] > ORIGIN  # times before the log's first day are clipped to it
 
 
 def test_request_is_at_the_latest_time_whatever_the_order_of_the_history() -> None:

@@ -272,6 +272,22 @@ def test_rows_come_in_buckets_of_as_many_positions(tmp_path):
     assert 14 <= total / len(found) <= 18
 
 
+def test_without_buckets_any_rows_make_a_batch_of_the_full_width(tmp_path):
+    dataset = made(tmp_path, users=150, items=90, max_events=80)
+    found = list(batches(dataset, "train", history_length=50, batch_size=16, length_buckets=False))
+    assert {batch["item"].shape[1] for batch in found} == {51}
+    assert sorted(len(batch["item"]) for batch in found)[1:] == [16] * (len(found) - 1)
+    lengths = [(batch["item"] > 0).sum(axis=1) for batch in found]
+    assert np.mean([each.max() - each.min() for each in lengths]) > 30
+
+    def rows(batches):
+        return sorted(tuple(row[row > 0]) for batch in batches for row in batch["item"])
+
+    assert rows(found) == rows(batches(dataset, "train", history_length=50, batch_size=16))
+    narrow = batches(dataset, "test", history_length=50, batch_size=16, length_buckets=False)
+    assert min(batch["item"].shape[1] for batch in narrow) < 50  # queries are always bucketed
+
+
 def test_queries_come_in_batches_of_the_size_asked_for(tmp_path):
     dataset = made(tmp_path, users=150, items=90, max_events=80)
     found = list(batches(dataset, "test", history_length=50, batch_size=8))

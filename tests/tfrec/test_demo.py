@@ -58,14 +58,8 @@ def test_history_inputs_are_one_row_of_the_signature_s_types() -> None:
     assert inputs["request_time"].tolist() == [7]
 
 
-def test_history_without_times_is_a_minute_apart_and_ends_at_the_request() -> None:
-    inputs = history_inputs(["history_times", "request_time"], ["a", "b", "c"], request_time=1000)
-    assert inputs["history_times"].tolist() == [[880, 940, 1000]]
-    assert inputs["request_time"].tolist() == [1000]
-
-
 def test_empty_history_has_no_columns() -> None:
-    inputs = history_inputs(["history_item_ids", "history_times", "history_length"], [])
+    inputs = history_inputs(["history_item_ids", "history_times", "history_length"], [], [])
     assert inputs["history_item_ids"].shape == (1, 0)
     assert inputs["history_times"].shape == (1, 0)
     assert inputs["history_length"].tolist() == [0]

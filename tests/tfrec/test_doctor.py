@@ -62,7 +62,8 @@ def test_broken_config_is_one_failed_check(tmp_path: Path) -> None:
     path.write_text("data: {out: x, evnts: {}}\n")
     check = by_name(examine(path))["config"]
     assert check.status == "fail"
-    assert "did you mean `events`?" in check.found
+    assert "`data.evnts`: unknown key" in check.found
+    assert check.mend == "did you mean `events`?"
 
 
 def test_override_is_checked_too(tmp_path: Path, log: Path) -> None:
@@ -100,14 +101,14 @@ def test_wrong_time_unit_is_found_in_the_first_rows(tmp_path: Path, log: Path) -
 def test_unknown_model_or_option_is_found(tmp_path: Path, log: Path, model: object, message: str) -> None:
     check = by_name(examine(write_config(tmp_path, {"files": [str(log)]}, model=model)))["model"]
     assert check.status == "fail"
-    assert message in check.found
+    assert message in check.mend
 
 
 def test_unknown_objective_is_found(tmp_path: Path, log: Path) -> None:
     path = write_config(tmp_path, {"files": [str(log)]}, objective={"name": "full_softmx"})
     check = by_name(examine(path))["model"]
     assert check.status == "fail"
-    assert "full_softmax" in check.found
+    assert "full_softmax" in check.mend
 
 
 def test_seen_items_as_targets_are_a_warning(tmp_path: Path, log: Path) -> None:

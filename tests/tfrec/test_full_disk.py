@@ -50,12 +50,13 @@ def command(config, out):
     train(load(config), out, progress=False)
 
 
-def one_line(capfd):
+def one_line(capfd, place):
     shown = capfd.readouterr()
     assert shown.out == ""
     lines = [line for line in shown.err.splitlines() if line.startswith("tfrec: ")]
     assert len(lines) == 1
-    assert "No space left on device" in lines[0]
+    assert lines[0].endswith("No space left on device; free some and run the same command again.")
+    assert lines[0].removeprefix("tfrec: ").startswith(str(place))
     assert "Traceback" not in shown.err
 
 
@@ -75,7 +76,7 @@ def test_training(config, tmp_path, monkeypatch, capfd, call):
         patch.setattr(keras.Model, "save_weights", fill)
         with pytest.raises(SystemExit, match="1"):
             tfrec(patch, "train", "--config", config, "--out", run, "--quiet")
-    one_line(capfd)
+    one_line(capfd, run)
     assert not list(run.rglob(".tmp-*"))
     assert not (run / "model.weights.h5").exists()
     assert len(list(run.glob("checkpoints/best-*"))) == (call > 1)
@@ -99,5 +100,5 @@ def test_export(run, tmp_path, monkeypatch, capfd, moment):
             patch.setattr(tf.saved_model, "save", fill)
         with pytest.raises(SystemExit, match="1"):
             tfrec(patch, "export", run, "--to", tmp_path / "models/shop")
-    one_line(capfd)
+    one_line(capfd, tmp_path / "models/shop")
     assert list((tmp_path / "models/shop").iterdir()) == []

@@ -97,3 +97,12 @@ def test_tables_travel_with_a_moved_saved_model(tmp_path):
     loaded = tf.saved_model.load(str(tmp_path / "moved"))
     got = loaded.signatures["serving_default"](**raw(schema, [[ids[2], ids[3]]], [2], [[5, 6]]))
     assert got["item"].numpy().tolist() == [[4, 5]]
+
+
+@pytest.mark.parametrize("name", ["history_times", "history_event_types", "history_length", "request_time"])
+def test_inputs_of_other_shapes_than_the_items_are_named(tmp_path, name):
+    encode, schema = encoder(make_dataset(tmp_path / "d", users=4, items=9))
+    inputs = raw(schema, [["a", "b", "c"]], [3], [[TIME_ORIGIN] * 3])
+    inputs[name] = inputs[name][:, :2] if inputs[name].shape.rank == 2 else tf.repeat(inputs[name], 2)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{name}: must have as many rows"):
+        encode(inputs)

@@ -353,9 +353,10 @@ def test_tensorboard_is_written_where_tensorflow_is(data, tmp_path, tensorflow, 
 
 @pytest.mark.jax
 def test_silent_failures_are_put_into_words():
-    healthy = {"loss": 1.0, "all_masked": 0.0, "gate_open_2": 0.4, "effective_rank": 20.0}
-    assert silent_failures(healthy, 64) == []
-    assert "every negative" in silent_failures({**healthy, "all_masked": 0.1}, 64)[0]
-    assert "`gate_open_2` is 0.0000" in silent_failures({**healthy, "gate_open_2": 0.0}, 64)[0]
-    assert "`token_gate_open_3` is 0.0002" in silent_failures({**healthy, "token_gate_open_3": 2e-4}, 64)[0]
-    assert "collapsed: effective rank 1.20 of 64" in silent_failures({**healthy, "effective_rank": 1.2}, 64)[0]
+    healthy = {"epoch": 3, "loss": 1.0, "all_masked": 0.0, "gate_open_2": 0.4, "effective_rank": 20.0}
+    assert silent_failures(healthy, 64) == {}
+    assert "every negative" in silent_failures({**healthy, "all_masked": 0.1}, 64)["all_masked"]
+    assert "`gate_open_2` is 0.0150" in silent_failures({**healthy, "gate_open_2": 0.015}, 64)["gate_open_2"]
+    assert "is 0.0002" in silent_failures({**healthy, "token_gate_open_3": 2e-4}, 64)["token_gate_open_3"]
+    assert silent_failures({**healthy, "gate_open_2": 0.0, "epoch": 2}, 64) == {}  # it opens as step 1 is learnt
+    assert "effective rank 1.20 of 64" in silent_failures({**healthy, "effective_rank": 1.2}, 64)["effective_rank"]
