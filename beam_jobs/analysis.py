@@ -1,5 +1,6 @@
 """What is fitted on the training split and the catalogue: in one place, from sorted parts: equal bytes."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from beam_jobs.encoding import as_array, stack_vectors
 from beam_jobs.growth import Growth, append_new
 from beam_jobs.hashing import hash_ids
 from beam_jobs.staging import all_item_ids, positions, read_frame
+from beam_jobs.vocabularies import given_values
 from tfrec.config import Config, FeatureConfig, ItemIds
 from tfrec.errors import UserError
 from tfrec.schema import ITEM_ID, Feature, Side
@@ -22,12 +24,16 @@ from tfrec.transforms import (
     FIRST_VALUE,
     UNKNOWN,
     Bins,
+    Cross,
+    Hashed,
     TfidfSvd,
     Transform,
     Vocabulary,
     write_arrays,
     write_values,
 )
+
+logger = logging.getLogger("beam_jobs")
 
 ITEM_CODES, MISSING_ITEMS = "item_codes.npy", "99999.arrow"
 
@@ -84,9 +90,24 @@ def fit(staging: Path, directory: Path, config: Config, growth: Growth | None = 
 def _fit_feature(
     staging: Path, directory: Path, side: Side, feature: FeatureConfig, sample: int, quality: dict[str, Any]
 ) -> Feature:
+    transform = _unfitted(directory, feature)
+    if transform is not None:
+        return _feature(feature, side, transform)
     if side == "item":
         return fit_item_feature(staging, directory, feature, sample, quality)
     return _fit_from_parts(directory, feature, side, read_parts(staging, f"{side}_{feature.name}"), sample)
+
+
+def _unfitted(directory: Path, feature: FeatureConfig) -> Transform | None:
+    """The transform of a feature that the configuration alone decides; None where the data do."""
+    if feature.cross is not None and feature.hash_buckets is not None:
+        first, second = feature.cross
+        return Cross(cross=(first, second), hash_buckets=feature.hash_buckets)
+    if feature.hash_buckets is not None:
+        return Hashed(hash_buckets=feature.hash_buckets)
+    if feature.vocabulary is not None:
+        return _write_vocabulary(directory, feature.name, given_values(feature))
+    return None
 
 
 def read_parts(staging: Path, name: str) -> pl.DataFrame:
@@ -209,7 +230,11 @@ def _count_values(staging: Path, name: str) -> list[pl.DataFrame]:
 
 def _fit_from_parts(directory: Path, feature: FeatureConfig, side: Side, parts: pl.DataFrame, sample: int) -> Feature:
     if feature.kind == "categorical":
-        values = rank_values(parts, feature.min_count, feature.max_size)
+        values = rank_values(parts, feature.min_count, feature.max_size + 1)
+        if len(values) > feature.max_size:
+            line = "feature %s: more than %s values (`max_size`); the rarest are unknown"
+            logger.warning(line, feature.name, f"{feature.max_size:,}")
+            values.pop()
         return _feature(feature, side, _write_vocabulary(directory, feature.name, values))
     chosen = parts.sort("hash", "value")["value"].head(sample) if len(parts) else pl.Series([], dtype=pl.Float64)
     return _feature(feature, side, quantile_bins(as_array(chosen), feature.bins))

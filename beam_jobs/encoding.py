@@ -1,5 +1,6 @@
 """Fitted transforms applied to whole columns: the codes that `tfrec.transforms` gives value by value."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +9,36 @@ from numpy.typing import NDArray
 
 from beam_jobs.staging import Table, positions
 from tfrec.schema import Feature
-from tfrec.transforms import FIRST_VALUE, UNKNOWN, Bins, Codes, Quantizer, Vectors, Vocabulary
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, Bins, Codes, Cross, Hashed, Quantizer, Vectors, Vocabulary
+
+
+def encode_features(table: Table, prefix: str, features: Iterable[Feature], directory: Path) -> dict[str, Codes]:
+    """Codes `(N, num_codes)` of each feature by its name; the column of its raw values is called `prefix` + name."""
+    codes: dict[str, Codes] = {}
+    crosses: dict[str, Cross] = {}
+    for feature in features:
+        codes[feature.name] = np.zeros((0, 1), np.int32)  # in schema order, whenever its turn comes
+        if isinstance(feature.transform, Cross):
+            crosses[feature.name] = feature.transform
+        else:
+            codes[feature.name] = encode_column(table, prefix + feature.name, feature, directory)
+    for name, transform in crosses.items():
+        first, second = (codes[part][:, 0] for part in transform.cross)
+        codes[name] = transform.encode_codes(first, second)[:, None]
+    return codes
 
 
 def encode_column(table: Table, name: str, feature: Feature, directory: Path) -> Codes:
     """Codes `(N, num_codes)` of the column that holds a feature's raw values."""
     transform = feature.transform
-    if isinstance(transform, Vocabulary):
+    if isinstance(transform, Vocabulary | Hashed):
         codes = code_map(table.texts[name], transform, directory)
         if feature.multivalued:
             return _pad(table.rows[name], codes, feature.num_codes)
         return codes[table.codes(name)][:, None]
     if isinstance(transform, Bins):
         return transform.encode(as_array(table.rows[name]), directory)[:, None]
+    assert isinstance(transform, Quantizer), "A cross is made of codes, not of a column."
     return transform.encode(vectors_of(table, name, feature, directory), directory)
 
 
@@ -45,9 +63,11 @@ def stack_vectors(lists: pl.Series, dim: int) -> Vectors:
     return vectors
 
 
-def code_map(texts: pl.Series, vocabulary: Vocabulary, directory: Path) -> Codes:
+def code_map(texts: pl.Series, transform: Vocabulary | Hashed, directory: Path) -> Codes:
     """The code of each text, and at the end (place -1) that of a missing one."""
-    values = pl.Series(vocabulary.read(directory), dtype=pl.String)
+    if isinstance(transform, Hashed):
+        return np.append(transform.encode(texts), UNKNOWN).astype(np.int32)
+    values = pl.Series(transform.read(directory), dtype=pl.String)
     codes = positions(texts, values).cast(pl.Int32) + FIRST_VALUE
     return np.append(codes.fill_null(UNKNOWN).to_numpy(), UNKNOWN).astype(np.int32)
 

@@ -1,24 +1,22 @@
 """What a dataset takes over from an older one: ids that never move, and fitted parts that stay as they are."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from beam_jobs.forgetting import ForgetLists
-from tfrec.config import Config, FeatureConfig, suggest
+from tfrec.config import Config, FeatureConfig, different_options, suggest
 from tfrec.errors import UsageError, UserError
 from tfrec.manifest import MANIFEST, fingerprint, verify
 from tfrec.schema import ITEM_ID, Feature, Schema
-from tfrec.transforms import FIRST_VALUE, QUANTIZERS, Vocabulary, write_values
+from tfrec.transforms import FIRST_VALUE, Vocabulary, write_values
 
 LINEAGE = "lineage"
 """Key of the manifest: the datasets that this one grew from, the oldest first."""
 _SIDES = {"items": "item", "users": "user", "events": "event"}
-_SAME = ("kind", "multivalued", "separator", "keep_vectors")
-_CALLED_OTHERWISE = {"dim": "input_dim"}  # options of a feature -> what its transform calls them
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Growth:
     schema: Schema
     manifest: dict[str, Any]
     refitted: tuple[str, ...]
-    """Names of features."""
+    """Names of features, crosses of such ones among them."""
     forgotten_items: frozenset[str]
 
     def item_ids(self) -> list[str]:
@@ -125,7 +123,8 @@ def open_growth(path: str | Path, config: Config, forget: ForgetLists, refit: Se
     for name, (side, settings) in wanted.items():
         if name not in refit:
             _compare(directory, old.get(name), side, settings)
-    refitted = tuple(sorted(set(refit)))
+    crosses = {name for name, (_, one) in wanted.items() if set(one.cross or ()) & set(refit)}
+    refitted = tuple(sorted({*refit, *crosses}))
     return Growth(directory, schema, manifest, refitted, frozenset(forget.items))
 
 
@@ -146,29 +145,10 @@ def _compare(directory: Path, old: Feature | None, side: str, settings: FeatureC
     name, mend = settings.name, f"fit it anew with `--refit {settings.name}`, or preprocess without `--from`."
     if old is None:
         raise UserError(f"{directory}: has no feature {name}; {mend}")
-    here: dict[str, Any] = {"side": side, "column": settings.column or name}
-    there: dict[str, Any] = {"side": old.side, "column": old.column}
-    here |= {option: getattr(settings, option) for option in _SAME}
-    there |= {option: getattr(old, option) for option in _SAME}
-    if settings.multivalued:
-        here["max_values"], there["max_values"] = settings.max_values, old.num_codes
-    fitted = _options_of(old, settings)
-    here |= {option: getattr(settings, option) for option in fitted}
-    there |= fitted
-    for option, value in here.items():
-        if value != there[option]:
-            raise UserError(
-                f"`features.{side}s` {name}: `{option}` is {value!r}, in {directory} it was {there[option]!r}; {mend}"
-            )
-
-
-def _options_of(old: Feature, settings: FeatureConfig) -> Mapping[str, Any]:
-    """The options of a configured feature that an old one's transform remembers."""
-    transform = old.transform.model_dump()
-    named = {option: _CALLED_OTHERWISE.get(option, option) for option in type(settings).model_fields}
-    options = {option: transform[key] for option, key in named.items() if key in transform}
-    quantizer = [name for name, kind in QUANTIZERS.items() if type(old.transform) is kind]
-    return {**({"quantizer": quantizer[0]} if quantizer else {}), **options}
+    if old.side != side:
+        raise UserError(f"`features.{side}s` {name}: in {directory} it is a feature of {old.side}s; {mend}")
+    for option, (now, then) in different_options(settings, old).items():
+        raise UserError(f"`features.{side}s` {name}: `{option}` is {now!r}, in {directory} it was {then!r}; {mend}")
 
 
 def _day(seconds: int) -> str:

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beam_jobs.analysis import ITEM_CODES
-from beam_jobs.encoding import encode_column
+from beam_jobs.encoding import encode_features
 from beam_jobs.examples import Column, encode_examples, write_records
 from beam_jobs.parts import Arranged
 from beam_jobs.splits import row_starts
@@ -53,11 +53,10 @@ def history_columns(
         values["event_type"] = _event_type_codes(events, schema)
     values.update({name: events.rows[name].to_numpy() for name in events.rows.columns if name.startswith("label_")})
     columns.update({name: Column(array, starts) for name, array in values.items()})
-    for feature in schema.side("event"):
-        codes = encode_column(events, f"event_{feature.name}", feature, directory)
-        columns[f"event_{feature.name}"] = Column(codes.reshape(-1), starts * feature.num_codes)
-    for feature in schema.side("user"):
-        columns[f"user_{feature.name}"] = Column.fixed(encode_column(users, f"user_{feature.name}", feature, directory))
+    for name, codes in encode_features(events, "event_", schema.side("event"), directory).items():
+        columns[f"event_{name}"] = Column(codes.reshape(-1), starts * codes.shape[1])
+    for name, codes in encode_features(users, "user_", schema.side("user"), directory).items():
+        columns[f"user_{name}"] = Column.fixed(codes)
     if schema.has_impressions:
         columns.update(_impression_columns(arranged, item_codes, schema))
     return columns

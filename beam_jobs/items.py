@@ -11,7 +11,7 @@ import polars as pl
 
 from beam_jobs.analysis import ITEM_CODES, MISSING_ITEMS, item_buckets
 from beam_jobs.arranging import ITEM_IDS
-from beam_jobs.encoding import encode_column, vectors_of
+from beam_jobs.encoding import encode_features, vectors_of
 from beam_jobs.examples import Column, encode_examples, write_records
 from beam_jobs.plan import LogPlan
 from beam_jobs.sources import as_bytes, from_bytes
@@ -52,12 +52,11 @@ def encode_bucket(frame: pl.DataFrame, files: ItemFiles) -> pl.DataFrame:
         frame = frame.filter(pl.col("item") >= FIRST_VALUE)
     table = encode_texts(frame)
     columns = [frame["item_id"], frame["item"], frame["retired"]]
-    for feature in files.features:
-        if feature.name == ITEM_ID:
-            continue
+    features = [feature for feature in files.features if feature.name != ITEM_ID]
+    codes = encode_features(table, "item_", features, files.directory)
+    for feature in features:
         name = f"item_{feature.name}"
-        codes = encode_column(table, name, feature, files.directory)
-        columns.append(pl.Series(name, codes, dtype=pl.Array(pl.Int32, feature.num_codes)))
+        columns.append(pl.Series(name, codes[feature.name], dtype=pl.Array(pl.Int32, feature.num_codes)))
         if feature.keep_vectors and isinstance(feature.transform, Quantizer):
             vectors = vectors_of(table, name, feature, files.directory)
             columns.append(pl.Series(f"vector_{feature.name}", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])))

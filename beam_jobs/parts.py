@@ -1,6 +1,6 @@
 """An arranged bucket of users, and what it adds to everything that is fitted: counts of values and samples by hash."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,11 @@ def partial_fits(arranged: Arranged, plan: Plan) -> dict[str, pl.DataFrame]:
     hashes = (
         _event_hashes(arranged, train) if any(one.kind == "numerical" for one in plan.config.features.events) else None
     )
-    for feature in plan.config.features.events:
+    for feature in _with_columns(plan.config.features.events):
         name = f"event_{feature.name}"
         parts[name] = _fit_part(train[name], arranged.events.texts.get(name), feature, hashes, sample)
     fitted = arranged.users.rows[train["user"].unique().sort()]
-    for feature in plan.config.features.users:
+    for feature in _with_columns(plan.config.features.users):
         name = f"user_{feature.name}"
         parts[name] = _fit_part(
             fitted[name], arranged.users.texts.get(name), feature, hash_ids(fitted["user_id"]), sample
@@ -82,6 +82,10 @@ def partial_fits(arranged: Arranged, plan: Plan) -> dict[str, pl.DataFrame]:
             .select(pl.sum("sessions").cast(pl.Int64))
         )
     return parts
+
+
+def _with_columns(features: Iterable[FeatureConfig]) -> Iterator[FeatureConfig]:
+    return (feature for feature in features if feature.cross is None)
 
 
 def target_rows(texts: Mapping[str, pl.Series], rows: pl.DataFrame, target_events: Any) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from beam_jobs.filters import Comparison, check_patterns
@@ -10,7 +10,8 @@ from beam_jobs.forgetting import ForgetLists, read_forget_lists
 from beam_jobs.sources import ROLES, ROW, Log, LogKind, open_log
 from beam_jobs.splits import check_split
 from beam_jobs.validation import Field, FieldKind
-from tfrec.config import Config, FeatureConfig, Filters
+from beam_jobs.vocabularies import given_values
+from tfrec.config import Config, FeatureConfig, Filters, suggest
 from tfrec.errors import UsageError
 from tfrec.schema import Label
 
@@ -118,6 +119,7 @@ def _check_features(config: Config) -> None:
     for side in ("items", "users", "events"):
         for feature in getattr(features, side):
             _check_feature(feature, side)
+            _check_cross(feature, getattr(features, side), side)
             if feature.name in names:
                 raise UsageError(
                     f"`features.{side}`: the name {feature.name} is taken; names are unique over all sides."
@@ -146,8 +148,18 @@ def _check_feature(feature: FeatureConfig, side: str) -> None:
             f"`features.{side}`: the name {feature.name} would be stored as {side[:-1]}_{feature.name}, which is a "
             "role; choose another `name` and give the `column`."
         )
-    if feature.multivalued and feature.kind != "categorical":
-        raise UsageError(f"`features.{side}` {feature.name}: only categorical features can be multivalued.")
+    if feature.vocabulary is not None:
+        given_values(feature)
+
+
+def _check_cross(feature: FeatureConfig, features: Sequence[FeatureConfig], side: str) -> None:
+    fit = [one.name for one in features if not (one.is_vector or one.multivalued or one.cross)]
+    for name in feature.cross or ():
+        if name not in fit:
+            raise UsageError(
+                f"`features.{side}` {feature.name}: `cross` names {name}, which must be a feature of one code; "
+                f"{suggest(name, fit)}"
+            )
 
 
 def _check_labels(labels: Iterable[Label]) -> None:
@@ -184,7 +196,7 @@ def _plan_events(config: Config, log: Log, impressions: Log | None) -> LogPlan:
     for label in data.labels:
         if label not in labels and (impressions is None or label.column not in impressions.columns):
             log.require(label.column, f"data.labels {label.name}")
-    fields += tuple(_feature_field(log, one, "event_", "features.events") for one in config.features.events)
+    fields += tuple(_feature_fields(log, config.features.events, "event_", "features.events"))
     for column, text in data.filters.require.items():
         kind: FieldKind = "number" if Comparison.parse(column, text).is_number else "text"
         fields += (Field(REQUIRE_PREFIX + column, log.require(column, "data.filters.require"), kind),)
@@ -203,8 +215,7 @@ def _plan_items(config: Config, log: Log) -> LogPlan:
 
 def _plan_side(log: Log, features: Iterable[FeatureConfig], key: str) -> LogPlan:
     prefix = "user_" if log.kind == "users" else "item_"
-    fields = tuple(_feature_field(log, feature, prefix, key) for feature in features)
-    return LogPlan(log, _role_fields(log) + fields)
+    return LogPlan(log, _role_fields(log) + tuple(_feature_fields(log, features, prefix, key)))
 
 
 def _roles_and_labels(log: Log, labels: Iterable[Label]) -> tuple[tuple[Field, ...], tuple[Label, ...]]:
@@ -226,6 +237,12 @@ def _role_fields(log: Log) -> tuple[Field, ...]:
                 kind = "integer_id"
             fields.append(Field(role, column, kind, role not in _MAY_BE_EMPTY, log.source.time_unit))
     return tuple(fields)
+
+
+def _feature_fields(log: Log, features: Iterable[FeatureConfig], prefix: str, key: str) -> Iterator[Field]:
+    for feature in features:
+        if feature.cross is None:
+            yield _feature_field(log, feature, prefix, key)
 
 
 def _feature_field(log: Log, feature: FeatureConfig, prefix: str, key: str) -> Field:

@@ -14,7 +14,7 @@ from beam_jobs.plan import Plan
 from beam_jobs.staging import read_frame
 from tfrec.errors import UserError
 from tfrec.schema import ITEM_ID, Feature, Schema
-from tfrec.transforms import FIRST_VALUE, UNKNOWN, Vocabulary
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, Cross, Hashed, Vocabulary
 
 Counts: TypeAlias = Mapping[tuple[str, ...], int]
 """(kind, file, outcome, reason) -> rows."""
@@ -166,30 +166,46 @@ def _item_statistics(train_count: Any) -> dict[str, Any]:
 
 def _feature_statistics(staging: Path, directory: Path, feature: Feature) -> dict[str, Any]:
     document: dict[str, Any] = {"kind": feature.kind, "side": feature.side, "table_sizes": list(feature.table_sizes)}
-    vocabulary = feature.transform if isinstance(feature.transform, Vocabulary) else None
+    if isinstance(feature.transform, Cross):
+        return document
+    categorical = isinstance(feature.transform, Vocabulary | Hashed)
     if feature.side != "item":
-        if vocabulary is not None:
-            found = read_parts(staging, f"{feature.side}_{feature.name}").group_by("value").agg(pl.sum("count"))
-            document["top_values"] = _top_values(found)
+        if categorical:
+            counts = read_parts(staging, f"{feature.side}_{feature.name}")
+            document |= _value_statistics(counts, feature.transform, directory)
         return document
     known, total = 0, 0
-    counts: list[pl.DataFrame] = []
+    parts = [pl.DataFrame(schema={"value": pl.String, "count": pl.UInt32})]
     for frame in read_item_column(staging, f"item_{feature.name}"):
         values = frame[f"item_{feature.name}"]
         known += len(values) - values.null_count()
         total += len(values)
-        if vocabulary is not None:
+        if categorical:
             flat = (
                 values.explode(empty_as_null=False, keep_nulls=False) if isinstance(values.dtype, pl.List) else values
             )
-            counts.append(flat.drop_nulls().value_counts(name="count").rename({values.name: "value"}))
+            parts.append(flat.drop_nulls().value_counts(name="count").rename({values.name: "value"}))
     document["items_with_a_value"] = known
     document["items_without"] = total - known
-    if vocabulary is not None:
-        total_counts = pl.concat(counts).group_by("value").agg(pl.sum("count"))
-        codes = code_map(total_counts["value"], vocabulary, directory)[:-1]
-        document["values_below_min_count"] = int((codes == UNKNOWN).sum())
-        document["top_values"] = _top_values(total_counts)
+    return document | (_value_statistics(pl.concat(parts), feature.transform, directory) if categorical else {})
+
+
+def _value_statistics(parts: pl.DataFrame, transform: Any, directory: Path) -> dict[str, Any]:
+    """What is known of the values of a categorical feature, from parts of (value, count)."""
+    if parts.is_empty():
+        return {"values": 0, "unknown_values": 0, "unknown_share": 0.0, "top_values": []}
+    counts = parts.group_by("value").agg(pl.sum("count")).sort("value")
+    codes = code_map(counts["value"], transform, directory)[:-1]
+    unknown = int(counts["count"].filter(codes == UNKNOWN).sum())
+    document: dict[str, Any] = {
+        "values": len(counts),
+        "unknown_values": int((codes == UNKNOWN).sum()),
+        "unknown_share": round(unknown / max(int(counts["count"].sum()), 1), 6),
+        "top_values": _top_values(counts),
+    }
+    if isinstance(transform, Hashed):
+        _, sharing = np.unique(codes, return_counts=True)
+        document["values_in_shared_buckets"] = int(sharing[sharing > 1].sum())
     return document
 
 

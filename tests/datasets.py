@@ -17,12 +17,13 @@ from tfrec import columns as column_cache
 from tfrec.columns import Catalogue, Histories
 from tfrec.manifest import write_json, write_manifest
 from tfrec.schema import Feature, Label, Schema, Split
-from tfrec.transforms import Bins, GroupQuantiles, Vocabulary, write_arrays, write_values
+from tfrec.transforms import Bins, Cross, GroupQuantiles, Hashed, Vocabulary, write_arrays, write_values
 
 TIME_ORIGIN = 1_600_000_000 - 1_600_000_000 % 86_400
 EVENT_TYPES = ("view", "purchase")
 _VECTOR_DIM = 8
 _SESSION_GAP = 1800
+_MOOD = Cross(cross=("device", "network"), hash_buckets=30)
 
 
 @dataclass
@@ -74,8 +75,8 @@ def make_dataset(
         repeats: `first`: a user sees an item once; `keep`: items may come again.
         min_events: of a user, at least.
         max_events: of a user, at most (at most `items` without repeats).
-        side_features: also a user feature `segment` and `tags` (multi-valued), an event feature `device` and a label
-            `liked`.
+        side_features: also a user feature `segment` and `tags` (multi-valued), event features `device`, `network`
+            (hashed) and `mood` (their cross), and a label `liked`.
         follow: share of steps to the next item of the ring.
         files: history files.
         write_cache: also write the column cache, from which NumPy alone reads.
@@ -164,6 +165,8 @@ def _history(rng: np.random.Generator, user: int, items: int, options: Mapping[s
         "user_segment": rng.integers(1, 5, 1),
         "user_tags": np.sort(rng.choice(np.arange(2, 6), 2, replace=False)),
     }
+    history["event_network"] = 2 + time % 4
+    history["event_mood"] = _MOOD.encode_codes(history["event_device"], history["event_network"])
     _set_split(history, options)
     return history
 
@@ -301,6 +304,14 @@ def _side_features(vocabulary: Any) -> list[Feature]:
             column="device",
             transform=vocabulary("device", ["phone", "desktop"]),
         ),
+        Feature(
+            name="network",
+            side="event",
+            kind="categorical",
+            column="network",
+            transform=Hashed(hash_buckets=4),
+        ),
+        Feature(name="mood", side="event", kind="categorical", column="mood", transform=_MOOD),
     ]
 
 
@@ -395,7 +406,7 @@ def _user_example(schema: Schema, user: Mapping[str, Any]) -> dict[str, Any]:
         tags = np.zeros(3, np.int64)
         tags[: len(user["user_tags"])] = user["user_tags"]
         example |= {
-            "event_device": user["event_device"],
+            **{name: user[name] for name in ("event_device", "event_network", "event_mood")},
             "label_liked": user["label_liked"],
             "user_segment": user["user_segment"],
             "user_tags": tags,

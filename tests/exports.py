@@ -46,6 +46,7 @@ def users(*histories, times=None, length=None):
         "history_event_types": np.full(ids.shape, "view", object),
         "request_time": np.full(len(ids), TIME_ORIGIN + 90_000, np.int64),
         "event_device": np.full(ids.shape, "phone", object),
+        "event_network": np.full(ids.shape, "wifi", object),
         "user_segment": np.full(len(ids), "loyal", object),
         "user_tags": strings([["b", "", ""]] * len(ids)),
     }

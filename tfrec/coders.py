@@ -4,19 +4,23 @@ Every coder gives the codes that the NumPy transform of `tfrec.transforms` gives
 module imports TensorFlow.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfrec.hashing import KEY
 from tfrec.schema import Feature
 from tfrec.transforms import (
     FIRST_VALUE,
     PADDING,
     UNKNOWN,
     Bins,
+    Cross,
     GroupQuantiles,
+    Hashed,
     ProductCodes,
     ResidualCodes,
     VectorTransform,
@@ -66,6 +70,23 @@ class VocabularyCoder(tf.Module):
             escaped = tf.strings.regex_replace(escaped, pattern, rewrite)
         codes = tf.cast(self.table.lookup(escaped), tf.int32)
         return tf.where(values == "", UNKNOWN, codes)
+
+
+class HashCoder(tf.Module):
+    """Strings of any shape to the int32 codes of their buckets; the empty string is missing.
+
+    Args:
+        num_buckets: of the transform.
+    """
+
+    def __init__(self, num_buckets: int) -> None:
+        super().__init__()
+        self.num_buckets = num_buckets
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Codes of the same shape."""
+        buckets = tf.strings.to_hash_bucket_strong(values, self.num_buckets, list(KEY))
+        return tf.where(values == "", UNKNOWN, tf.cast(buckets, tf.int32) + FIRST_VALUE)
 
 
 class BinsCoder(tf.Module):
@@ -149,7 +170,7 @@ def _nearest(rows: Tensor, means: tf.Variable) -> Tensor:
     return tf.argmin(squares - 2 * tf.matmul(rows, means, transpose_b=True), axis=1, output_type=tf.int32)
 
 
-Coder = VocabularyCoder | BinsCoder | VectorCoder
+Coder = VocabularyCoder | HashCoder | BinsCoder | VectorCoder
 
 
 def coder(feature: Feature, directory: Path) -> Coder:
@@ -162,6 +183,10 @@ def coder(feature: Feature, directory: Path) -> Coder:
     match feature.transform:
         case Vocabulary():
             return VocabularyCoder(feature.transform, directory)
+        case Hashed():
+            return HashCoder(feature.transform.hash_buckets)
+        case Cross():
+            raise ValueError(f"`feature` must be made of raw values. Received: {feature.name!r}.")
         case Bins():
             return BinsCoder(feature.transform)
         case _:
@@ -209,6 +234,39 @@ class FeatureCoder(tf.Module):
         if isinstance(self.coder, BinsCoder):
             return tf.TensorSpec(shape, tf.float64, name)
         return tf.TensorSpec([*shape, self.feature.num_codes] if self.feature.multivalued else shape, tf.string, name)
+
+
+class SideCoder(tf.Module):
+    """Raw values of all features of one side to their codes, those of crosses among them.
+
+    Args:
+        features: of the schema.
+        directory: of the dataset.
+        prefix: of the names of the inputs.
+    """
+
+    def __init__(self, features: Sequence[Feature], directory: Path, prefix: str = "") -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.names = [feature.name for feature in features]
+        self.crosses = {one.name: one.transform for one in features if isinstance(one.transform, Cross)}
+        self.coders = {one.name: FeatureCoder(one, directory) for one in features if one.name not in self.crosses}
+
+    def signature(self, *, events: bool = False) -> dict[str, tf.TensorSpec]:
+        """The inputs by name: the raw values of the features that are no crosses."""
+        names = {name: self.prefix + name for name in self.coders}
+        return {names[name]: one.signature(names[name], events=events) for name, one in self.coders.items()}
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Codes `(..., num_codes)` of each feature, in schema order."""
+        codes = {name: one(inputs[self.prefix + name]) for name, one in self.coders.items()}
+        for name, transform in self.crosses.items():
+            first, second = (codes[part] for part in transform.cross)
+            buckets = HashCoder(transform.hash_buckets)(
+                tf.strings.join([tf.strings.as_string(first), tf.strings.as_string(second)], ",")
+            )
+            codes[name] = tf.where((first >= FIRST_VALUE) & (second >= FIRST_VALUE), buckets, UNKNOWN)
+        return {name: codes[name] for name in self.names}
 
 
 def _packed(codes: Tensor, present: Tensor, width: int) -> Tensor:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tfrec.config import Config, FeatureConfig, load
 from tfrec.errors import UserError
-from tfrec.features import QUANTIZER_OPTIONS
-from tfrec.transforms import FIRST_VALUE, QUANTIZERS, Bins, Quantizer, Vocabulary
+from tfrec.features import different_options
+from tfrec.transforms import FIRST_VALUE, Bins, Vocabulary
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -241,26 +241,13 @@ def _different_features(config: Config, schema: "Schema") -> list[str]:
 
 def _different_options(config: FeatureConfig, feature: "Feature") -> list[str]:
     """What the schema knows of a feature's options; bins that fall together and rare values make it smaller."""
-    pairs: dict[str, tuple[object, object]] = {
-        "column": (config.column or config.name, feature.column),
-        "multivalued": (config.multivalued, feature.multivalued),
-        "separator": (config.separator, feature.separator),
-        "keep_vectors": (config.keep_vectors, feature.keep_vectors),
-    }
     transform = feature.transform
     most: dict[str, tuple[int, int]] = {}
-    if feature.multivalued:
-        pairs["max_values"] = (config.max_values, feature.num_codes)
-    if isinstance(transform, Quantizer):
-        stored = next(name for name, kind in QUANTIZERS.items() if isinstance(transform, kind))
-        pairs |= {"dim": (config.dim, transform.input_dim), "quantizer": (config.quantizer, stored)}
-        for key in QUANTIZER_OPTIONS[stored] if config.quantizer == stored else ():
-            pairs[key] = (getattr(config, key), getattr(transform, key))
     if isinstance(transform, Bins):
         most["bins"] = (config.bins, len(transform.boundaries) + 1)
     if isinstance(transform, Vocabulary):
         most["max_size"] = (config.max_size, transform.size - FIRST_VALUE)
-    found = [f"{key} is {now!r}, was {then!r}" for key, (now, then) in pairs.items() if now != then]
+    found = [f"{key} is {now!r}, was {then!r}" for key, (now, then) in different_options(config, feature).items()]
     return found + [f"{key} is {now}, was more ({then})" for key, (now, then) in most.items() if then > now]
 
 

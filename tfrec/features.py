@@ -1,12 +1,13 @@
 """The `features:` section of the configuration: what is known of items, users and events, and how it becomes codes."""
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tfrec.schema import NAME_PATTERN, Kind
+from tfrec.schema import NAME_PATTERN, Feature, Kind
 from tfrec.strict import Section
+from tfrec.transforms import QUANTIZERS, Cross, Hashed, Quantizer
 
 QUANTIZER_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "quantile": ("groups", "dims_per_group", "quantiles"),
@@ -34,7 +35,15 @@ class FeatureConfig(Section):
     min_count: int = Field(1, ge=1)
     """Values seen less often become unknown (categorical)."""
     max_size: int = Field(1_000_000, ge=1)
-    """Values kept at most, the most frequent (categorical)."""
+    """Values kept at most, the most frequent (categorical); a longer `vocabulary` is an error."""
+    vocabulary: str | tuple[str, ...] | None = None
+    """The values that have codes, in this order: a list, or a UTF-8 text file of one value a line; all others are
+    unknown (categorical)."""
+    hash_buckets: int | None = Field(None, ge=2, le=10_000_000)
+    """Instead of a vocabulary, so many buckets that values are hashed to (categorical)."""
+    cross: tuple[str, ...] | None = Field(None, min_length=2, max_length=2)
+    """Two other features of the same side, numerical or categorical with one value: each pair of their codes is a
+    value, hashed to `hash_buckets`; no column of its own (categorical)."""
     bins: int = Field(32, ge=2)
     """Quantile bins (numerical)."""
     dim: int = Field(64, ge=2)
@@ -71,12 +80,19 @@ class FeatureConfig(Section):
                 raise ValueError("`quantiles` ** `dims_per_group` must be at most 4096")
             if self.groups * self.dims_per_group > self.dim:
                 raise ValueError("`groups` * `dims_per_group` must be at most `dim`")
+        if self.cross is not None and (self.hash_buckets is None or self.column is not None):
+            raise ValueError("a `cross` must have `hash_buckets` and no `column`")
         return self
 
     def _uses(self) -> Iterator[tuple[tuple[str, ...], bool, str]]:
         """Options, whether this feature uses them, and which features do."""
         categorical, numerical = self.kind == "categorical", self.kind == "numerical"
-        yield ("multivalued", "min_count", "max_size"), categorical, "of kind categorical"
+        hashed = self.hash_buckets is not None
+        yield ("hash_buckets", "cross"), categorical, "of kind categorical"
+        yield ("multivalued",), categorical and self.cross is None, "of kind categorical without `cross`"
+        yield ("max_size", "vocabulary"), categorical and not hashed, "of kind categorical without `hash_buckets`"
+        what = "of kind categorical without `hash_buckets` or `vocabulary`"
+        yield ("min_count",), categorical and not hashed and self.vocabulary is None, what
         yield ("separator", "max_values"), self.multivalued, "with `multivalued: true`"
         yield ("bins",), numerical, "of kind numerical"
         yield ("dim", "quantizer", "keep_vectors"), self.is_vector, "of kind multimodal or text"
@@ -87,6 +103,33 @@ class FeatureConfig(Section):
 
     def _said(self) -> str:
         return f"{self.kind}, {self.quantizer}" if self.is_vector else self.kind
+
+
+def different_options(config: FeatureConfig, feature: Feature) -> dict[str, tuple[Any, Any]]:
+    """The options of a dataset's feature that the schema remembers and the configuration gives otherwise: (now, then).
+
+    What a fit may make smaller (bins, vocabularies) is not compared.
+    """
+    transform = feature.transform
+    then: dict[str, Any] = {
+        "kind": feature.kind,
+        "column": feature.column,
+        "multivalued": feature.multivalued,
+        "separator": feature.separator,
+        "keep_vectors": feature.keep_vectors,
+    }
+    if feature.multivalued:
+        then["max_values"] = feature.num_codes
+    if feature.kind == "categorical":
+        then["hash_buckets"] = transform.hash_buckets if isinstance(transform, Hashed | Cross) else None
+        then["cross"] = transform.cross if isinstance(transform, Cross) else None
+    if isinstance(transform, Quantizer):
+        then["quantizer"] = next(name for name, kind in QUANTIZERS.items() if isinstance(transform, kind))
+        then["dim"] = transform.input_dim
+        shared = set(QUANTIZER_OPTIONS[config.quantizer]) & set(QUANTIZER_OPTIONS[then["quantizer"]])
+        then |= {option: getattr(transform, option) for option in sorted(shared)}
+    now = {**{option: getattr(config, option) for option in then}, "column": config.column or config.name}
+    return {option: (now[option], value) for option, value in then.items() if now[option] != value}
 
 
 class ItemIds(Section):

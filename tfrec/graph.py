@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrec.coders import FeatureCoder, VocabularyCoder
+from tfrec.coders import SideCoder, VocabularyCoder
 from tfrec.schema import Schema
 from tfrec.transforms import FIRST_VALUE, PADDING, UNKNOWN
 
@@ -40,8 +40,8 @@ class HistoryEncoder(tf.Module):
         self.length = length
         self.request_time = request_time
         self.items = items
-        self.events = [FeatureCoder(feature, directory) for feature in schema.side("event")]
-        self.users = [FeatureCoder(feature, directory) for feature in schema.side("user")]
+        self.events = SideCoder(schema.side("event"), directory, "event_")
+        self.users = SideCoder(schema.side("user"), directory, "user_")
         self.event_types = None
         if schema.event_types:
             codes = np.arange(len(schema.event_types), dtype=np.int32) + FIRST_VALUE
@@ -62,13 +62,7 @@ class HistoryEncoder(tf.Module):
             specs["history_event_types"] = tf.TensorSpec([None, None], tf.string, "history_event_types")
         if self.sessions_are_given:
             specs["history_sessions"] = tf.TensorSpec([None, None], tf.string, "history_sessions")
-        for one in self.events:
-            name = f"event_{one.feature.name}"
-            specs[name] = one.signature(name, events=True)
-        for one in self.users:
-            name = f"user_{one.feature.name}"
-            specs[name] = one.signature(name)
-        return specs
+        return specs | self.events.signature(events=True) | self.users.signature()
 
     @property
     def sessions_are_given(self) -> bool:
@@ -99,11 +93,11 @@ class HistoryEncoder(tf.Module):
             batch["event_type"] = tf.where(real, types, PADDING)
         if self.schema.has_sessions:
             batch["session"] = tf.where(real, self._sessions(batch, inputs, pick), PADDING)
-        for one in self.events:
-            codes = one(pick(inputs[f"event_{one.feature.name}"]))
-            batch[f"event_{one.feature.name}"] = _one_column(tf.where(real[..., None], codes, PADDING))
-        for one in self.users:
-            batch[f"user_{one.feature.name}"] = _one_column(one(inputs[f"user_{one.feature.name}"]))
+        events = {name: pick(inputs[name]) for name in self.events.signature()}
+        for name, codes in self.events(events).items():
+            batch[f"event_{name}"] = _one_column(tf.where(real[..., None], codes, PADDING))
+        for name, codes in self.users(inputs).items():
+            batch[f"user_{name}"] = _one_column(codes)
         for name, values in batch.items():
             per_event = name not in ("request_time",) and not name.startswith("user_")
             batch[name] = tf.ensure_shape(values, [None, self.length, *values.shape[2:]]) if per_event else values

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from tfrec.errors import UserError
 from tfrec.runs import Run
 from tfrec.schema import Feature
-from tfrec.transforms import FIRST_VALUE, Bins, Vocabulary
+from tfrec.transforms import FIRST_VALUE, Bins, Hashed, Vocabulary
 from tfrec.windows import Batch, Batches, SplitName
 
 TOLERANCE = 1e-5
 """Scores closer than this (as a share of the greatest, where that exceeds 1) may swap places."""
 
 _BATCH_SIZE = 64
+_TEXTS_AT_ONCE = 1 << 16
 _UNKNOWN_ID = "\0"
 
 Arrays = dict[str, NDArray[Any]]
@@ -81,10 +82,10 @@ def raw_request(run: Run, batch: Batch) -> Arrays:
         request["history_event_types"] = np.array(["", "", *schema.event_types], object)[columns["event_type"][events]]
     if schema.has_sessions and schema.session_gap_seconds is None:
         request["history_sessions"] = columns["session"][events].astype(str).astype(object)
-    for feature in schema.side("event"):
+    for feature in schema.inputs("event"):
         codes = columns[f"event_{feature.name}"][events]
         request[f"event_{feature.name}"] = raw_values(feature, codes, run.dataset.directory)
-    for feature in schema.side("user"):
+    for feature in schema.inputs("user"):
         codes = histories.user[feature.name][users]
         request[f"user_{feature.name}"] = raw_values(feature, codes, run.dataset.directory)
     return request
@@ -94,16 +95,34 @@ def raw_values(feature: Feature, codes: NDArray[np.int32], directory: Path) -> N
     """Values that have these codes `(..., num_codes)`: strings, or one number of each bin.
 
     Args:
-        feature: of the schema; not one of quantised vectors.
+        feature: of the schema; not one of quantised vectors, nor a cross.
         codes: of a dataset.
         directory: of the dataset.
     """
     if isinstance(feature.transform, Bins):
         return _numbers(feature.transform)[codes[..., 0]]
+    codes = codes if feature.multivalued else codes[..., 0]
+    if isinstance(feature.transform, Hashed):
+        return _texts_of_buckets(feature.transform, codes)
     if not isinstance(feature.transform, Vocabulary):
-        raise ValueError(f"`feature` must not be made of vectors. Received: {feature.name!r}.")
-    values = np.array(["", "", *feature.transform.read(directory)], object)
-    return values[codes] if feature.multivalued else values[codes[..., 0]]
+        raise ValueError(f"`feature` must be made of texts or numbers. Received: {feature.name!r}.")
+    return np.array(["", "", *feature.transform.read(directory)], object)[codes]
+
+
+def _texts_of_buckets(transform: Hashed, codes: NDArray[np.int32]) -> NDArray[Any]:
+    """A text of each code: of the texts "0", "1", ... the first that falls into its bucket."""
+    wanted, places = np.unique(codes, return_inverse=True)
+    texts = np.full(len(wanted), "", object)
+    left, start = wanted >= FIRST_VALUE, 0
+    while left.any():
+        tried = [str(number) for number in range(start, start + _TEXTS_AT_ONCE)]
+        found, first = np.unique(transform.encode(tried), return_index=True)
+        at = np.searchsorted(found, wanted).clip(max=len(found) - 1)
+        hit = left & (found[at] == wanted)
+        texts[hit] = np.array(tried, object)[first[at[hit]]]
+        left &= ~hit
+        start += _TEXTS_AT_ONCE
+    return texts[places.reshape(codes.shape)]
 
 
 def _numbers(transform: Bins) -> NDArray[np.float64]:

@@ -114,7 +114,7 @@ def raw_items(schema: Schema, catalogue: Catalogue, directory: Path, items: NDAr
         items: codes `(N,)`.
     """
     raw: Arrays = {ITEM_ID: np.array(catalogue.item_ids, object)[items]}
-    for feature in schema.side("item"):
+    for feature in schema.inputs("item"):
         if isinstance(feature.transform, Quantizer):
             shape = (len(items), feature.transform.input_dim)
             stored = catalogue.vectors.get(feature.name)

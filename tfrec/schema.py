@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tfrec.errors import UserError
-from tfrec.transforms import Encoder, Quantizer, Transform, Vocabulary
+from tfrec.transforms import Cross, Encoder, Quantizer, Transform, Vocabulary
 
 SCHEMA = "schema.json"
 FORMAT_VERSION = 1
@@ -34,7 +34,7 @@ class Feature(_Part):
     side: Side
     kind: Kind
     column: str
-    """The raw column that it is made of."""
+    """The raw column that it is made of; of a cross its own name."""
     transform: Transform
     multivalued: bool = False
     separator: str | None = None
@@ -120,6 +120,10 @@ class Schema(_Part):
     def side(self, side: Side) -> tuple[Feature, ...]:
         """The features of one side, in schema order."""
         return tuple(feature for feature in self.features if feature.side == side)
+
+    def inputs(self, side: Side) -> tuple[Feature, ...]:
+        """Those of one side that are made of raw values, not of other features."""
+        return tuple(feature for feature in self.side(side) if not isinstance(feature.transform, Cross))
 
     def feature(self, name: str) -> Feature:
         """The feature of that name."""

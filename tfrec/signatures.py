@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tfrec.coders import FeatureCoder, VocabularyCoder
+from tfrec.coders import SideCoder, VocabularyCoder
 from tfrec.graph import HistoryEncoder
 from tfrec.index import Search
 from tfrec.layers.item_table import ItemTable
@@ -75,9 +75,7 @@ class RetrievalSignatures(tf.Module):
         self.history = HistoryEncoder(
             schema, directory, self.item_coder, length=model.history_length, request_time=model.request_time
         )
-        self.item_features = [
-            FeatureCoder(feature, directory) for feature in schema.side("item") if feature.name != ITEM_ID
-        ]
+        self.item_features = SideCoder(schema.side("item")[1:], directory)  # the first is the id
 
     def trace(self, model: RetrievalModel) -> dict[str, Signature]:
         """The concrete signatures by name, for `tf.saved_model.save`.
@@ -87,7 +85,7 @@ class RetrievalSignatures(tf.Module):
         """
         history = self.history.signature()
         item = {ITEM_ID: tf.TensorSpec([None], tf.string, ITEM_ID)}
-        item |= {one.feature.name: one.signature(one.feature.name) for one in self.item_features}
+        item |= self.item_features.signature()
         recommend = _concrete(lambda **inputs: self._recommend(model, inputs), history)
         return {
             "serving_default": recommend,
@@ -130,7 +128,7 @@ class RetrievalSignatures(tf.Module):
 
     def _encode_item(self, model: RetrievalModel, inputs: Mapping[str, Tensor]) -> Tensor:
         codes = [self.item_coder(inputs[ITEM_ID])[:, None]]
-        codes += [one(inputs[one.feature.name]) for one in self.item_features]
+        codes += self.item_features(inputs).values()
         vectors = {name: inputs[name] for name in model.item_table.vector_tables}
         with _standing_in(model.item_table, tf.concat(codes, axis=1), vectors) as items:
             return tf.cast(model.encode_items(items), tf.float32)

@@ -54,7 +54,7 @@ def type_problem(value: Any, annotation: Any) -> str | None:
     if isinstance(value, list | tuple):
         inner = typing.get_args(lists[0])[0] if lists else Any
         return next((f"in the list: {found}" for one in value if (found := type_problem(one, inner))), None)
-    if lists and value not in words and value is not None:
+    if lists and str not in choices and value not in words and value is not None:
         return "must be a list" + (f" or {words[0]}; {suggest(str(value), words)}" if words else f": [{value}]")
     if isinstance(value, bool):
         return None if bool in choices or not {int, float} & set(choices) else "must be a number, not true or false"

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from tfrec.hashing import bucket_of
+
 PADDING = 0
 UNKNOWN = 1
 FIRST_VALUE = 2
@@ -53,6 +55,48 @@ class Vocabulary(_Spec):
         """Codes `(N,)` of N values; None and the empty string are unknown."""
         codes = _codes_by_value(directory / self.file)
         return np.fromiter((codes.get(value, UNKNOWN) if value else UNKNOWN for value in values), np.int32)
+
+
+class Hashed(_Spec):
+    """Values by the bucket that their hash falls into: no vocabulary, nothing unknown; values may share a bucket."""
+
+    type: Literal["hashed"] = "hashed"
+    hash_buckets: int
+
+    @property
+    def table_sizes(self) -> tuple[int, ...]:
+        """Rows of the embedding table."""
+        return (FIRST_VALUE + self.hash_buckets,)
+
+    def encode(self, values: Iterable[str | None], directory: Path | None = None) -> Codes:
+        """Codes `(N,)` of N values; None and the empty string are missing. `directory` is not needed."""
+        texts = [(value or "").encode() for value in values]
+        known = np.fromiter(map(bool, texts), np.bool_, len(texts))
+        return np.where(known, bucket_of(texts, self.hash_buckets) + FIRST_VALUE, UNKNOWN).astype(np.int32)
+
+
+class Cross(_Spec):
+    """Two features of the same side as one: each pair of their codes by the bucket that its hash falls into.
+
+    A pair is hashed as the text "first,second"; it is missing where either code is unknown or missing.
+    """
+
+    type: Literal["cross"] = "cross"
+    cross: tuple[str, str]
+    """Names of the features, which have one code each."""
+    hash_buckets: int
+
+    @property
+    def table_sizes(self) -> tuple[int, ...]:
+        """Rows of the embedding table."""
+        return (FIRST_VALUE + self.hash_buckets,)
+
+    def encode_codes(self, first: Codes, second: Codes) -> Codes:
+        """Codes `(N,)` of the codes `(N,)` of both features."""
+        pairs, places = np.unique(np.stack([first, second], axis=1), axis=0, return_inverse=True)
+        buckets = bucket_of([b"%d,%d" % (a, b) for a, b in pairs.tolist()], self.hash_buckets)
+        known = (pairs >= FIRST_VALUE).all(axis=1)
+        return np.where(known, buckets + FIRST_VALUE, UNKNOWN).astype(np.int32)[places.reshape(-1)]
 
 
 class Bins(_Spec):
@@ -234,7 +278,7 @@ QUANTIZERS: Mapping[str, type[Quantizer]] = {
     "residual": ResidualCodes,
 }
 """By the names that configurations give them."""
-Transform: TypeAlias = Annotated[Vocabulary | Bins | VectorTransform, Field(discriminator="type")]
+Transform: TypeAlias = Annotated[Vocabulary | Hashed | Cross | Bins | VectorTransform, Field(discriminator="type")]
 Encoder: TypeAlias = TfidfSvd
 
 _ROWS_AT_ONCE = 1024

@@ -29,6 +29,9 @@ ITEM_FEATURES = [
         "codes": 4,
     },
     {"name": "topic", "kind": "text", "column": "title", "dim": 4, "quantizer": "residual", "codes": 3, "levels": 2},
+    {"name": "maker", "kind": "categorical", "column": "brand", "hash_buckets": 3},
+    {"name": "grade", "kind": "categorical", "column": "brand", "vocabulary": ["brand2", "unseen", "brand0"]},
+    {"name": "offer", "kind": "categorical", "cross": ["brand", "price"], "hash_buckets": 1000},
 ]
 
 
@@ -115,10 +118,15 @@ def config_of(folder, out, **data):
         },
         "features": {
             "items": ITEM_FEATURES,
-            "users": [{"name": "country", "kind": "categorical"}, {"name": "age", "kind": "numerical", "bins": 3}],
+            "users": [
+                {"name": "country", "kind": "categorical"},
+                {"name": "age", "kind": "numerical", "bins": 3},
+                {"name": "group", "kind": "categorical", "cross": ["age", "country"], "hash_buckets": 50},
+            ],
             "events": [
                 {"name": "device", "kind": "categorical"},
                 {"name": "paid", "column": "price", "kind": "numerical", "bins": 5},
+                {"name": "mood", "kind": "categorical", "cross": ["device", "paid"], "hash_buckets": 50},
             ],
             "display": ["title"],
         },

@@ -89,6 +89,16 @@ def test_items_outside_the_catalogue_count_for_no_vocabulary(tmp_path):
     assert found[1].num_codes == 3
 
 
+def test_more_values_than_declared_are_cut_and_told(tmp_path, caplog):
+    staging = make_staging(tmp_path, make_items(item_brand=["a", "b", "b", "c", "c", "c"]), {"i0": 1})
+    fit_item_ids(staging, ItemIds())
+    for max_size, told in ((3, []), (2, ["feature brand: more than 2 values (`max_size`); the rarest are unknown"])):
+        feature = FeatureConfig(name="brand", kind="categorical", max_size=max_size)
+        fitted = fit_item_feature(staging, tmp_path, feature, 1000, {})
+        assert read_values(tmp_path / fitted.transform.file) == ["c", "b", "a"][:max_size]
+        assert [record.getMessage() for record in caplog.records] == told
+
+
 def test_fits_on_a_sample_do_not_depend_on_the_order_of_items(tmp_path):
     rng = np.random.default_rng(0)
     columns = {"item_price": rng.random(3000), "item_image": rng.normal(size=(3000, 4)).tolist()}

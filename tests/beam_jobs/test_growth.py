@@ -89,7 +89,7 @@ def vocabularies(directory):
 
 def test_no_id_moves_and_new_values_come_behind(old, grown):
     before, after = vocabularies(old), vocabularies(grown)
-    assert before.keys() == after.keys() == {"item_id", "brand", "tags", "country", "device"}
+    assert before.keys() == after.keys() == {"item_id", "brand", "tags", "grade", "country", "device"}
     for name, values in before.items():
         kept = ["" if name == "item_id" and value in FORGOTTEN_ITEMS else value for value in values]
         assert after[name][: len(values)] == kept, name
@@ -190,7 +190,7 @@ def test_lineage_names_every_ancestor(old, grown, folder, tmp_path):
     third = run(config, grow_from=grown, refit=["price", "brand"])
     assert manifest.read_manifest(third)["lineage"] == [
         {"dataset": manifest.fingerprint(old), "refitted": []},
-        {"dataset": manifest.fingerprint(grown), "refitted": ["brand", "price"]},
+        {"dataset": manifest.fingerprint(grown), "refitted": ["brand", "offer", "price"]},
     ]
     fitted = Schema.read(third).feature("price").transform.boundaries
     assert fitted != Schema.read(old).feature("price").transform.boundaries
@@ -208,7 +208,7 @@ def changed_config(folder, out, change):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda c: c["features"]["items"].pop(0), {}, "has a feature brand, the configuration has none"),
+        (lambda c: c["features"]["items"].pop(1), {}, "has a feature tags, the configuration has none"),
         (
             lambda c: c["features"]["events"].append({"name": "stars", "kind": "categorical"}),
             {},

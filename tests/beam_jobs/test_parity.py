@@ -7,7 +7,7 @@ import tensorflow as tf
 from beam_jobs.preprocess import run
 from tests.beam_jobs.logs import config_of, make_items, write_logs
 from tests.beam_jobs.records import read_examples
-from tfrec.coders import FeatureCoder
+from tfrec.coders import SideCoder
 from tfrec.config import parse
 from tfrec.schema import Schema
 
@@ -33,10 +33,7 @@ def raw_value(feature, value, directory):
 def saved(module, specs, path):
     """Signatures of a module that was written and read back."""
 
-    def code(**inputs):
-        return {name: one(inputs[name]) for name, one in module.coders.items()}
-
-    signature = tf.function(code, autograph=False).get_concrete_function(**specs)
+    signature = tf.function(lambda **inputs: module.coder(inputs), autograph=False).get_concrete_function(**specs)
     tf.saved_model.save(module, str(path), signatures=signature)
     return tf.saved_model.load(str(path)).signatures["serving_default"]
 
@@ -44,13 +41,13 @@ def saved(module, specs, path):
 def test_items_have_the_codes_that_a_saved_model_gives(dataset, tmp_path):
     schema = Schema.read(dataset)
     module = tf.Module()
-    module.coders = {one.name: FeatureCoder(one, dataset) for one in schema.side("item")[1:]}
-    specs = {name: one.signature(name) for name, one in module.coders.items()}
+    module.coder = SideCoder(schema.side("item")[1:], dataset)
+    specs = module.coder.signature()
     code = saved(module, specs, tmp_path / "saved")
     rows = {row["item_id"]: row for row in make_items()}
     examples = [one for one in read_examples(dataset, "items") if one["item_id"][0].decode() in rows]
     inputs = {}
-    for name, one in module.coders.items():
+    for name, one in module.coder.coders.items():
         column = one.feature.column
         values = [raw_value(one.feature, rows[each["item_id"][0].decode()][column], dataset) for each in examples]
         inputs[name] = tf.constant(values, specs[name].dtype)

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 
 from beam_jobs.plan import make_plan
@@ -7,6 +9,26 @@ from tfrec.errors import UsageError
 
 LIKED = {"name": "liked", "column": "stars", "operator": ">=", "value": 4}
 CATEGORY = {"kind": "categorical", "column": "device"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (["brand", "price"], None),
+        (["brand", "pric"], r"`features.items` deal: `cross` names pric, .* one code; did you mean `price`\?"),
+        (["brand", "tags"], "`cross` names tags, which must be a feature of one code; known: brand, "),
+        (["brand", "text"], "`cross` names text, which must be a feature of one code"),
+        (["brand", "offer"], "`cross` names offer, which must be a feature of one code"),
+        (["brand", "age"], "`cross` names age, which must be a feature of one code"),
+    ],
+)
+def test_a_cross_is_of_two_features_of_one_code_of_its_side(tmp_path, parts, message):
+    write_logs(tmp_path)
+    document = config_of(tmp_path, tmp_path / "dataset")
+    deal = {"name": "deal", "kind": "categorical", "cross": parts, "hash_buckets": 9}
+    document["features"]["items"] = [*document["features"]["items"], deal]
+    with pytest.raises(UsageError, match=message) if message else nullcontext():
+        make_plan(parse(document))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tests.beam_jobs.records import read_examples
 from tfrec import manifest
 from tfrec.config import parse
 from tfrec.schema import Schema
+from tfrec.transforms import Hashed
 
 ORIGIN = 1_600_000_000 // 86_400 * 86_400
 
@@ -78,6 +79,11 @@ def test_histories_hold_every_event_in_order(whole):
         assert example["session"] == [1 + sum(gaps[:place]) for place in range(len(rows))]
 
 
+def crossed(buckets, first, second):
+    """The code of a pair of codes."""
+    return Hashed(hash_buckets=buckets).encode([f"{first},{second}" if min(first, second) > 1 else ""]).tolist()
+
+
 def test_codes_are_those_of_the_transforms(whole):
     directory, _ = whole
     schema = Schema.read(directory)
@@ -92,6 +98,10 @@ def test_codes_are_those_of_the_transforms(whole):
         tags = schema.feature("tags").transform.encode(row["tags"] or [None], directory).tolist()
         assert example["item_tags"] == ([*tags[:3], 0, 0, 0])[:3]
         assert example["display_title"] == [(row["title"] or "").encode()]
+        codes = Hashed(hash_buckets=3).encode([row["brand"]]).tolist()
+        assert example["item_maker"] == codes
+        assert example["item_grade"] == [{"brand2": 2, "brand0": 4}.get(row["brand"], 1)]
+        assert example["item_offer"] == crossed(1000, *example["item_brand"], *example["item_price"])
         for text in (schema.feature("text"), schema.feature("topic")):
             vector = text.encoder.encode([row["title"]], directory)
             assert example[f"item_{text.name}"] == text.transform.encode(vector, directory)[0].tolist()
@@ -113,7 +123,25 @@ def test_event_and_user_features_are_coded(whole):
         number = int(user[1:])
         country, age = (f"c{number % 3}", 20.0 + number) if number else (None, None)
         assert example["user_country"] == schema.feature("country").transform.encode([country], directory).tolist()
+        assert example["user_group"] == crossed(50, *example["user_age"], *example["user_country"])
+        pairs = zip(example["event_device"], example["event_paid"], strict=True)
+        assert example["event_mood"] == [code for pair in pairs for code in crossed(50, *pair)]
         assert example["user_age"] == schema.feature("age").transform.encode([age], directory).tolist()
+
+
+def test_statistics_say_which_values_have_codes(whole):
+    directory, _ = whole
+    found = json.loads((directory / "statistics.json").read_text())["features"]
+    brands = Counter(row["brand"] for row in make_items() if row["brand"])
+    assert (found["brand"]["values"], found["brand"]["unknown_values"]) == (4, 0)
+    assert (found["grade"]["values"], found["grade"]["unknown_values"]) == (4, 2)
+    others = brands["brand1"] + brands["brand3"]
+    assert found["grade"]["unknown_share"] == pytest.approx(others / sum(brands.values()), abs=1e-6)
+    buckets = Counter(Hashed(hash_buckets=3).encode(sorted(brands)).tolist())
+    assert found["maker"]["values_in_shared_buckets"] == sum(count for count in buckets.values() if count > 1)
+    assert found["maker"]["unknown_values"] == 0
+    assert found["offer"] == {"kind": "categorical", "side": "item", "table_sizes": [1002]}
+    assert set(found["topic"]["quantiser"]) == {"distortion", "perplexity", "dead_codes", "collisions", "coded"}
 
 
 def test_impressions_stand_where_they_were_shown(whole):
@@ -160,7 +188,7 @@ def test_nothing_fitted_sees_the_test_events(whole, tmp_path):
     write_logs(tmp_path, changed)
     other = run(parse(config_of(tmp_path, tmp_path / "dataset")))
     fitted = [name for name in manifest.list_files(directory) if name.startswith(("vocabularies", "artifacts"))]
-    assert len(fitted) == 13
+    assert len(fitted) == 14
     for name in fitted:
         assert (other / name).read_bytes() == (directory / name).read_bytes(), name
     ours, theirs = Schema.read(directory), Schema.read(other)

@@ -4,9 +4,19 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfrec.coders import FeatureCoder, VocabularyCoder, coder
+from tfrec.coders import FeatureCoder, SideCoder, VocabularyCoder, coder
 from tfrec.schema import Feature
-from tfrec.transforms import Bins, GroupQuantiles, ProductCodes, ResidualCodes, Vocabulary, write_arrays, write_values
+from tfrec.transforms import (
+    Bins,
+    Cross,
+    GroupQuantiles,
+    Hashed,
+    ProductCodes,
+    ResidualCodes,
+    Vocabulary,
+    write_arrays,
+    write_values,
+)
 
 NASTY = [
     "",
@@ -69,6 +79,46 @@ def test_values_are_escaped_where_the_vocabulary_has_escapes(tmp_path, values):
     graph = tf.function(look_up).get_concrete_function(tf.TensorSpec([None], tf.string)).graph
     rewrites = sum("Regex" in operation.type for operation in graph.get_operations())
     assert rewrites == (4 if any("\t" in one for one in values) else 0)
+
+
+@SETTINGS
+@given(asked=st.lists(TEXT, max_size=12), buckets=st.sampled_from([2, 7, 10_000_000]))
+def test_hash_coder_equals_the_transform(asked, buckets):
+    transform = Hashed(hash_buckets=buckets)
+    values = asked + NASTY
+    got = coder(_feature(transform), None)(tf.constant(values)).numpy()
+    np.testing.assert_array_equal(got, transform.encode(values))
+    assert [code == 1 for code in got] == [value == "" for value in values]
+    assert got.max() < 2 + buckets
+
+
+def test_multivalued_values_are_hashed_one_by_one():
+    encode = FeatureCoder(_feature(Hashed(hash_buckets=50), multivalued=True, num_codes=2), None)
+    a, b = Hashed(hash_buckets=50).encode(["a", "b"])
+    assert encode(tf.constant([["", "b"], ["b", "a"], ["", ""]])).numpy().tolist() == [[b, 0], [b, a], [1, 0]]
+
+
+def test_a_cross_has_a_code_for_each_pair_of_known_codes(tmp_path):
+    brand = _feature(vocabulary(tmp_path, ["a", "b"])).model_copy(update={"name": "brand"})
+    price = _feature(Bins(boundaries=(1.0,))).model_copy(update={"name": "price", "kind": "numerical"})
+    transform = Cross(cross=("price", "brand"), hash_buckets=10_000)
+    both = _feature(transform).model_copy(update={"name": "both"})
+    encode = SideCoder((both, brand, price), tmp_path, "item_")
+    assert set(encode.signature()) == {"item_brand", "item_price"}
+    inputs = {
+        "item_brand": tf.constant(["a", "b", "a", "b", "", "zz", "a"]),
+        "item_price": tf.constant([0.0, 0.0, 1.0, 5.0, 5.0, 5.0, np.nan], tf.float64),
+    }
+    codes = encode(inputs)
+    assert list(codes) == ["both", "brand", "price"]
+    got = codes["both"].numpy()[:, 0]
+    pairs = ["2,2", "2,3", "3,2", "3,3"]  # of the codes of price and brand
+    expected = Hashed(hash_buckets=10_000).encode(pairs).tolist()
+    assert got.tolist() == [*expected, 1, 1, 1]
+    assert len(set(expected)) == 4
+    np.testing.assert_array_equal(
+        got, transform.encode_codes(codes["price"].numpy()[:, 0], codes["brand"].numpy()[:, 0])
+    )
 
 
 # TensorFlow takes subnormal numbers (below 1e-307) for zero.

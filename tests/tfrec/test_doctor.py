@@ -225,12 +225,15 @@ def test_every_setting_that_the_schema_knows_is_compared(tmp_path: Path, log: Pa
         (0, "column", "maker", "feature brand: column is 'maker', was 'brand'"),
         (1, "separator", ";", "feature categories: separator is ';', was '|'"),
         (1, "max_values", 2, "feature categories: max_values is 2, was 3"),
+        (0, "hash_buckets", 9, "feature brand: hash_buckets is 9, was None"),
         (2, "bins", 3, "feature price: bins is 3, was more (4)"),
         (3, "quantiles", 4, "feature image: quantiles is 4, was 3"),
         (3, "dim", 64, "feature image: dim is 64, was"),
         (3, "keep_vectors", False, "feature image: keep_vectors is False, was True"),
     ):
         changed = [{**item, key: value} if place == number else item for number, item in enumerate(items)]
+        if key == "hash_buckets":
+            del changed[0]["max_size"]
         write_config(tmp_path, {"files": [str(log)]}, features={**features, "items": changed}, histories=histories)
         check = by_name(examine(path, same))["dataset"]
         assert (check.status, told in check.found) == ("warn", True), check.found

@@ -56,7 +56,7 @@ def test_lists_are_those_of_the_run(run, signatures):
     ids = run.dataset.catalogue().item_ids[2:]
     # The run's own way cannot be told event and user features, so they are unknown here too.
     inputs = users(ids[3:7]) | {"user_segment": np.array([""], object), "user_tags": strings([[""] * 3])}
-    inputs["event_device"] = strings([[""] * 4])
+    inputs["event_device"] = inputs["event_network"] = strings([[""] * 4])
     got = answer(signatures["recommend"], inputs)
     times = (TIME_ORIGIN + 60 * np.arange(4)).tolist()
     expected = recommend(run, ids[3:7], times=times, event_types=["view"] * 4, request_time=TIME_ORIGIN + 90_000, k=K)

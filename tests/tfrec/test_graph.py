@@ -5,6 +5,7 @@ import tensorflow as tf
 from tests.datasets import TIME_ORIGIN, make_dataset
 from tfrec.coders import VocabularyCoder
 from tfrec.graph import HistoryEncoder
+from tfrec.hashing import siphash
 from tfrec.schema import Schema
 
 
@@ -69,16 +70,21 @@ def test_short_and_empty_histories_are_padded_on_the_right(tmp_path, width):
 
 def test_event_and_user_features_are_coded(tmp_path):
     encode, schema = encoder(make_dataset(tmp_path / "d", users=4, items=9, side_features=True), length=3)
-    names = {"event_device", "user_segment", "user_tags"}
+    names = {"event_device", "event_network", "user_segment", "user_tags"}
     assert names <= set(encode.signature())
     ids = schema.item_vocabulary.read(tmp_path / "d")
     inputs = raw(schema, [[ids[1], ids[0]]], [2], [[20 + TIME_ORIGIN, 10 + TIME_ORIGIN]]) | {
         "event_device": tf.constant([["desktop", "fax"]]),
+        "event_network": tf.constant([["wifi", "wifi"]]),
         "user_segment": tf.constant(["lapsed"]),
         "user_tags": tf.constant([["d", "a", ""]]),
     }
     batch, _ = encode(inputs)
     assert batch["event_device"].numpy().tolist() == [[1, 3, 0]]
+    network = 2 + int(siphash([b"wifi"])[0]) % 4
+    mood = 2 + int(siphash([b"3,%d" % network])[0]) % 30
+    assert batch["event_network"].numpy().tolist() == [[network, network, 0]]
+    assert batch["event_mood"].numpy().tolist() == [[1, mood, 0]]
     assert batch["user_segment"].numpy().tolist() == [4]
     assert batch["user_tags"].numpy().tolist() == [[5, 2, 0]]
 
