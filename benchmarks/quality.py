@@ -22,11 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from tfrec.config import load
 from tfrec.data import Dataset
 from tfrec.evaluation import Ranks, ranks_file
 from tfrec.metrics import bootstrap_interval, paired_bootstrap
+from tfrec.objectives.multi_step import MultiStep
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = 2000
@@ -54,11 +56,13 @@ class Table:
 
 
 def _ablations(config: str) -> tuple[Row, ...]:
+    objective = yaml.safe_load((ROOT / "configs" / f"{config}.yaml").read_text("utf-8"))["objective"]
+    kept = {key: value for key, value in objective.items() if key in MultiStep.option_names}
     changes = {
         "w/o HTFL": ("model.ablation=without_htfl",),
         "w/o MFK": ("model.ablation=without_mfk",),
         "w/o HCT": ("model.ablation=without_hct",),
-        "w/o LMP": ("objective={name: multi_step, negatives: uniform, num_negatives: 2048}",),
+        "w/o LMP": (f"objective={json.dumps({**kept, 'name': 'multi_step'})}",),
         "w/o t-LMP": ("objective.token_weight=0",),
     }
     return tuple(Row(f"heterrec {name}", config, 1, change, "heterrec") for name, change in changes.items())

@@ -25,6 +25,7 @@ MODELS = {
     "heterrec": "tfrec.models.heterrec:heterrec",
     "hpgr_pretrain": "tfrec.models.hpgr_pretrain:hpgr_pretrain",
     "hstu": "tfrec.models.hstu:hstu",
+    "pinnerformer": "tfrec.models.pinnerformer:pinnerformer",
     "popularity": "tfrec.models.popularity:popularity",
     "sasrec": "tfrec.models.sasrec:sasrec",
 }

@@ -17,6 +17,7 @@ from tfrec.layers.item_tokens import ItemTokens
 from tfrec.layers.mlp import MLP
 from tfrec.layers.normalization import l2_normalize
 from tfrec.layers.position_embedding import PositionEmbedding
+from tfrec.layers.time_encoding import TimeEncoding
 from tfrec.layers.time_gap_bias import time_gap_buckets
 from tfrec.schema import ITEM_ID, Feature, Schema
 from tfrec.transforms import FIRST_VALUE, UNKNOWN
@@ -252,6 +253,7 @@ class SequenceEncoder(keras.layers.Layer):
         position_embedding: bool. Whether places have embeddings.
         dropout: float. Of the input.
         normalize: bool. Whether states have length 1.
+        time_encoding: TimeEncoding or None. Added to the events. Defaults to None.
 
     Input: a batch of `(B, L)` events. Output: `{"state": (B, L, D)}`, zeros where there is no event.
     """
@@ -268,11 +270,13 @@ class SequenceEncoder(keras.layers.Layer):
         position_embedding: bool,
         dropout: float,
         normalize: bool,
+        time_encoding: TimeEncoding | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.embedder = embedder
         self.context = context
+        self.time_encoding = time_encoding
         self.blocks = list(blocks)
         self.embedding_dim = embedding_dim
         self.time_bias = time_bias
@@ -289,6 +293,8 @@ class SequenceEncoder(keras.layers.Layer):
                 layer.build()
         if self.position is not None:
             self.position.build(shape)
+        if self.time_encoding is not None:
+            self.time_encoding.build()
         for block in self.blocks:
             block.build(shape)
         self.built = True
@@ -321,6 +327,8 @@ class SequenceEncoder(keras.layers.Layer):
     def embed_events(self, batch: dict[str, Tensor], context: dict[str, Tensor], training: bool | None) -> Tensor:
         """Events without their places, `(B, L, D)`."""
         x = ops.sum(self.embedder(batch["item"], training=training), axis=-2)
+        if self.time_encoding is not None:
+            x = x + self.time_encoding(batch["time"], batch["item"] != 0)
         return x + context["event"] if "event" in context else x
 
 

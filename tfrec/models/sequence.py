@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import keras
 
+from tfrec.layers.time_encoding import TimeEncoding
 from tfrec.models.encoders import (
     EventContext,
     ItemEmbedder,
@@ -34,6 +35,7 @@ def sequence_model(
     user_features: UserFeatures,
     event_types: bool,
     request_time: bool,
+    time_encoding: TimeEncoding | None = None,
 ) -> RetrievalModel:
     """A retrieval model whose histories are sums of embeddings, passed through blocks; items share the embeddings.
 
@@ -53,6 +55,7 @@ def sequence_model(
         user_features: str. `"prefix"`, `"add"` or `"none"`.
         event_types: bool. Whether the type of an event is added to it.
         request_time: bool. Which times a position sees.
+        time_encoding: TimeEncoding or None. Added to the events. Defaults to None.
     """
     table = item_table(schema)
     embedder = ItemEmbedder(
@@ -69,6 +72,7 @@ def sequence_model(
         position_embedding=position_embedding,
         dropout=dropout,
         normalize=normalize,
+        time_encoding=time_encoding,
         name="user_encoder",
     )
     return RetrievalModel(

@@ -14,6 +14,7 @@ from tfrec.config import suggest
 from tfrec.errors import UsageError
 
 OBJECTIVES = {
+    "dense_all_action": "tfrec.objectives.dense_all_action:DenseAllAction",
     "full_softmax": "tfrec.objectives.full_softmax:FullSoftmax",
     "in_batch_softmax": "tfrec.objectives.in_batch_softmax:InBatchSoftmax",
     "listwise_multi_step": "tfrec.objectives.listwise_multi_step:ListwiseMultiStep",

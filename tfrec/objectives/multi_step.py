@@ -1,6 +1,5 @@
 """Multi-step prediction: each position predicts the next events, not the next one alone."""
 
-import math
 from typing import Any, ClassVar, Literal
 
 import keras
@@ -17,9 +16,7 @@ from tfrec.objectives.item_softmax import (
 )
 from tfrec.objectives.objective import Objective
 from tfrec.objectives.step_projections import StepProjections
-
-LEAST_TEMPERATURE = 0.01
-"""Of a temperature that is learnt: scores are multiplied by 100 at most."""
+from tfrec.objectives.temperature import add_log_temperature
 
 NEGATIVES = ("in_batch", "same_step", "uniform", "mixed", "full")
 
@@ -178,31 +175,4 @@ def step_metric_names(softmax: ItemSoftmax, num_steps: int, *, gated: bool) -> l
     return names if softmax.kind == "full" else [*names, "all_masked"]
 
 
-class LowerBound(keras.constraints.Constraint):
-    """Lifts a weight to a lower bound after each step, so that its gradient can lead it back up."""
-
-    def __init__(self, bound: float) -> None:
-        self.bound = bound
-
-    def __call__(self, value: Tensor) -> Tensor:
-        """The weight's value after the step."""
-        return ops.maximum(value, self.bound)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"bound": self.bound}
-
-
-def add_log_temperature(layer: keras.layers.Layer) -> Any:
-    """A scalar weight that starts at the logarithm of the layer's `temperature` and stays above `LEAST_TEMPERATURE`."""
-    if layer.temperature < LEAST_TEMPERATURE:
-        raise ValueError(
-            f"`temperature` must be at least {LEAST_TEMPERATURE} where it is learnt. "
-            f"Received: temperature={layer.temperature}."
-        )
-    initializer = keras.initializers.Constant(math.log(layer.temperature))
-    constraint = LowerBound(math.log(LEAST_TEMPERATURE))
-    return layer.add_weight(name="log_temperature", shape=(), initializer=initializer, constraint=constraint)
-
-
-__all__ = ["NEGATIVES", "MultiStep", "add_log_temperature", "gate", "step_losses", "step_metric_names"]
+__all__ = ["NEGATIVES", "MultiStep", "gate", "step_losses", "step_metric_names"]

@@ -8,6 +8,7 @@ from keras import ops
 
 from tfrec.objectives.item_softmax import ItemSoftmax, Tensor, masked_mean, pack_states
 from tfrec.objectives.packing import Batch, pack_positions
+from tfrec.objectives.temperature import add_log_temperature
 
 
 class Objective(keras.layers.Layer):
@@ -45,13 +46,15 @@ class NextItemObjective(Objective):
 
     Args:
         softmax: ItemSoftmax. Of items.
+        learn_temperature: bool. Start at the attribute `temperature` and learn it. Defaults to False.
 
     Input: user `{"state": (B, L, D)}`; items, a callable on ids `(N,)` that gives `{"vector": (N, D)}`; a prepared
     batch. Output: the loss, and `all_masked`, the share of positions without any negative, but for `full`.
     """
 
-    def __init__(self, softmax: ItemSoftmax, **kwargs: Any) -> None:
+    def __init__(self, softmax: ItemSoftmax, *, learn_temperature: bool = False, **kwargs: Any) -> None:
         super().__init__(softmax, 1, **kwargs)
+        self.learn_temperature = learn_temperature
 
     @property
     def metric_names(self) -> list[str]:
@@ -59,7 +62,8 @@ class NextItemObjective(Objective):
         return [] if self._softmax.kind == "full" else ["all_masked"]
 
     def build(self, user_shape: Any = None, batch_shape: Any = None) -> None:
-        """Has no weights."""
+        """Has no weights but a temperature that is learnt."""
+        self._log_temperature = add_log_temperature(self) if self.learn_temperature else None
         self.built = True
 
     def call(
@@ -68,7 +72,10 @@ class NextItemObjective(Objective):
         """See the class."""
         state = pack_states(user["state"], batch["position"])
         vector = self._softmax.encode(items, batch)["vector"]
-        loss, _, all_masked = self._softmax(state, vector, batch, step=0, length=ops.shape(user["state"])[1])
+        temperature = None if self._log_temperature is None else ops.exp(self._log_temperature)
+        loss, _, all_masked = self._softmax(
+            state, vector, batch, step=0, length=ops.shape(user["state"])[1], temperature=temperature
+        )
         valid = batch["position_mask"][:, 0]
         return masked_mean(loss, valid), {name: masked_mean(all_masked, valid) for name in self.metric_names}
 

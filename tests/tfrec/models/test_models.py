@@ -9,7 +9,7 @@ from tests.tfrec.models.made import NUM_ITEMS, SIZES, make_batch, make_catalogue
 from tfrec.errors import UsageError
 from tfrec.models import MODELS, build
 
-NEXT_ITEM = ("gru4rec", "heterrec", "hstu", "sasrec")
+NEXT_ITEM = ("gru4rec", "heterrec", "hstu", "pinnerformer", "sasrec")
 MASKED = ("bert4rec", "hpgr_pretrain")
 TRAINED = (*NEXT_ITEM, *MASKED)
 SMALL = {
@@ -25,6 +25,7 @@ SMALL = {
         "dropout": 0.0,
     },
     "hstu": {"embedding_dim": 8, "history_length": 16, "dropout": 0.0},
+    "pinnerformer": {"embedding_dim": 8, "history_length": 16, "dropout": 0.0},
     "sasrec": {"embedding_dim": 8, "history_length": 16, "dropout": 0.0},
     "popularity": {"history_length": 16},
 }
@@ -64,11 +65,13 @@ def expected_parameters(name):
     if name == "hstu":
         block = d * 4 * d + (d * d + d) + (2 * 16 - 1) + 129
         return inputs + NUM_ITEMS * d + 2 * block
-    tables = (NUM_ITEMS + SIZES["brand"] + SIZES["tags"]) * d + 2 * (2 + 3**2) * d // 2
+    features = (NUM_ITEMS + SIZES["brand"] + SIZES["tags"]) * d + 2 * (2 + 3**2) * d // 2
+    if name == "pinnerformer":
+        return inputs + features + (2 * 5 + 1) * d + d + 2 * block_parameters(d, 4 * d)
     blocks = 2 * (block_parameters(d, 12) + 129 * 2)
     fusion = (4 * d * 12 + 12) + (12 * d + d)
     tower = 4 * 2 * (d * d + d) + fusion
-    return inputs + segment * d + tables + blocks + fusion + d * d + tower
+    return inputs + segment * d + features + blocks + fusion + d * d + tower
 
 
 OBJECTIVES = {
@@ -77,6 +80,7 @@ OBJECTIVES = {
     "hpgr_pretrain": {"negatives": "uniform", "num_negatives": 32},
     "heterrec": {"token_weight": 0.1, "num_negatives": 64, "num_token_negatives": 16},
     "hstu": {"num_negatives": 32},
+    "pinnerformer": {"num_negatives": 32},
     "sasrec": {"num_negatives": 32},
 }
 
@@ -88,7 +92,8 @@ def test_model_battery(name, tmp_path):
     batches = [make_batch(schema, 64, 16), make_batch(schema, 64, 8, seed=1)]
     model = make(name, schema, OBJECTIVES[name], random=False)
     objective = sum(int(np.prod(weight.shape)) for weight in model.objective.trainable_weights)
-    steps = 3 * 4 * 8 * 8 + 2 * 8 * 8 if name == "heterrec" else 0  # a matrix a step and token type; steps 2 and 3
+    # HeterRec: a matrix a step and token type, and for steps 2 and 3; PinnerFormer: its temperature
+    steps = {"heterrec": 3 * 4 * 8 * 8 + 2 * 8 * 8, "pinnerformer": 1}.get(name, 0)
     assert objective == steps
     check_model(
         model,
@@ -234,6 +239,15 @@ CHANGES = {
         {"activation": "relu"},
         {"session_enhancement": False},
         {"session_pooling": "mean"},
+    ],
+    "pinnerformer": [
+        *COMMON,
+        {"user_features": "prefix"},
+        {"item_features": ["item_id", "brand"]},
+        {"num_blocks": 1},
+        {"intermediate_dim": 5},
+        {"activation": "relu"},
+        {"time_encoding": False},
     ],
     "sasrec": [
         *COMMON,
