@@ -37,6 +37,7 @@ RunSetOption = Annotated[
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, made by `tfrec train`.")]
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Made by `tfrec preprocess`.")]
+PictureOption = Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Also draw it into a file.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="The run's dataset, where it has moved.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
@@ -197,27 +198,67 @@ def preprocess(
 
 
 @data_app.command("inspect")
-def data_inspect(dataset: DatasetArgument) -> None:
-    """Show features, counts, account of rows, statistics."""
+def data_inspect(
+    dataset: DatasetArgument,
+    users: Annotated[int, typer.Option(min=0, help="Users whose histories are shown.")] = 3,
+    picture: PictureOption = None,
+) -> None:
+    """Show features, account of rows, statistics, distributions.
+
+    Distributions of all features, unknown rates, lengths of histories and sessions, some users with titles.
+
+    Example: tfrec data inspect datasets/shop --picture shop.svg
+    """
     import json
 
-    from tfrec.manifest import verify
-    from tfrec.schema import Schema
+    from tfrec.data import Dataset
+    from tfrec.inspection import dataset_tables
     from tfrec.tables import document_table, rows_table
 
-    manifest = verify(dataset)
-    schema = Schema.read(dataset)
+    opened = Dataset.open(dataset)
     features = [
-        (item.name, item.side, item.kind, str(item.num_codes), str(sum(item.table_sizes))) for item in schema.features
+        (item.name, item.side, item.kind, str(item.num_codes), str(sum(item.table_sizes)))
+        for item in opened.schema.features
     ]
-    account = {key: value for key, value in manifest.items() if key != "files"}
+    account = {key: value for key, value in opened.manifest.items() if key != "files"}
     statistics = json.loads((dataset / "statistics.json").read_text("utf-8"))
     _show(
         rows_table(features, ("feature", "side", "kind", "codes", "table rows"), title=str(dataset)),
-        document_table(schema.counts, title="counts"),
+        document_table(opened.schema.counts, title="counts"),
         document_table(account, title="manifest"),
         document_table(statistics, title="statistics"),
     )
+    _draw(list(dataset_tables(opened, users=users)), picture, title=str(dataset))
+
+
+@data_app.command("compare")
+def data_compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="The dataset to compare with.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The dataset that is looked at.")],
+    picture: PictureOption = None,
+) -> None:
+    """Show how far a dataset has drifted from another.
+
+    Drift of each feature, unknown rates, new and gone users and items, events by time.
+
+    Example: tfrec data compare datasets/may datasets/june --picture drift.svg
+    """
+    from tfrec.data import Dataset
+    from tfrec.drift import compare_datasets
+    from tfrec.inspection import comparison_tables
+
+    found = compare_datasets(Dataset.open(old), Dataset.open(new))
+    _draw(list(comparison_tables(found, str(old), str(new))), picture, title=f"{old} and {new}")
+
+
+def _draw(tables: "list[Table]", picture: Path | None, *, title: str) -> None:
+    """Shows tables on the terminal and, where asked, in an SVG file."""
+    _show(*tables)
+    if picture is not None:
+        from tfrec.pictures import write_svg
+
+        write_svg(picture, tables, title=title)
+        print(picture)
 
 
 @data_app.command("verify")

@@ -42,7 +42,7 @@ def test_help_lists_every_command() -> None:
     assert [name for name in COMMANDS if name not in done.stdout] == []
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "data inspect", "data verify", "data cache"])
+@pytest.mark.parametrize("command", [*COMMANDS, "data compare", "data inspect", "data verify", "data cache"])
 def test_command_has_help(command: str) -> None:
     done = RUNNER.invoke(app, [*command.split(), "--help"])
     assert done.exit_code == 0
