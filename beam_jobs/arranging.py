@@ -236,7 +236,7 @@ class _Arrange(beam.DoFn):
         if len(arranged.events.rows):
             arranged.write(self.staging / "arranged" / name)
             parts = self.staging / "parts" / name
-            parts.mkdir(parents=True)
+            parts.mkdir(parents=True, exist_ok=True)
             for part, frame in partial_fits(arranged, self.plan).items():
                 frame.write_ipc(parts / f"{part}.arrow")
         logger.info("arranged bucket %s: %s events", name, f"{len(arranged.events.rows):,}")

@@ -1,9 +1,14 @@
-"""Options for Beam, checked: Beam itself passes over what it does not know."""
+"""Options for Beam, checked: Beam itself passes over what it does not know; and pipelines made with them."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from tfrec.config import suggest
 from tfrec.errors import UsageError
@@ -17,11 +22,16 @@ class _Parser(_BeamArgumentParser):
         raise UsageError(f"options for Beam: {message}.")
 
 
-def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
+def pipeline_options(arguments: Sequence[str], *, shared_disk: bool = False) -> PipelineOptions:
     """Beam's options; the runner is FnApiRunner unless one is named (DirectRunner would look for Prism).
 
+    Args:
+        arguments: as on Beam's own command lines.
+        shared_disk: all workers, wherever they run, see the folder of `data.out` under the same path.
+
     Raises:
-        UsageError: an option that Beam does not know, a value that it does not take, or a runner of other machines.
+        UsageError: an option that Beam does not know, a value that it does not take, or, without a shared disk, a
+            runner of other machines.
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
@@ -33,8 +43,19 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
         raise UsageError(f"options for Beam: {unknown[0]!r} is unknown; {_hint(name, known)}")
     if found.runner is None:
         return PipelineOptions(["--runner=FnApiRunner", *arguments])
-    _check_runner(found.runner)
+    _check_runner(found.runner, shared_disk=shared_disk)
     return PipelineOptions([*arguments])
+
+
+def make_pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """An empty pipeline; several processes on this machine are workers that keep quiet."""
+    found = options.get_all_options(drop_default=True)
+    if found["runner"] != "FnApiRunner" or found.get("direct_running_mode") != "multi_processing":
+        return beam.Pipeline(options=options)
+    command = f"{shlex.quote(sys.executable)} -m beam_jobs.worker"
+    runner = FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+    found["direct_running_mode"] = "in_memory"  # Beam's name for an environment that is given
+    return beam.Pipeline(runner, options=PipelineOptions.from_dictionary(found))
 
 
 def _hint(name: str, known: list[str]) -> str:
@@ -42,14 +63,17 @@ def _hint(name: str, known: list[str]) -> str:
     return hint if hint.startswith("did you mean") else "Beam lists its options under `PipelineOptions`."
 
 
-def _check_runner(runner: str) -> None:
+def _check_runner(runner: str, *, shared_disk: bool) -> None:
     name = runner.rpartition(".")[2].lower()
     short = {known.lower(): known for known in StandardOptions.KNOWN_RUNNER_NAMES + list(RUNNERS)}
     found = short.get(name) or short.get(f"{name}runner")
+    if name in ("dask", "daskrunner"):  # outputs of its branches run together, and `finish_bundle` says nothing
+        raise UsageError(f"`--runner={runner}`: loses rows; choose {' or '.join(RUNNERS)}, or leave it out.")
     if found is None:
         raise UsageError(f"`--runner={runner}`: no such runner; {suggest(runner, RUNNERS)}")
-    if found not in RUNNERS:
+    if found not in RUNNERS and not shared_disk:
         raise UsageError(
-            f"`--runner={runner}`: runs on other machines or is not supported, and the stages meet on this machine's "
-            f"disk; choose {' or '.join(RUNNERS)}, or leave it out."
+            f"`--runner={runner}`: its workers may be other machines, and the stages meet on a disk; where all of them "
+            "see the folder of `data.out` under the same path, say so with `--shared-disk`, else choose "
+            f"{' or '.join(RUNNERS)}, or leave it out."
         )

@@ -25,7 +25,7 @@ from beam_jobs.filters import keep_frequent
 from beam_jobs.growth import LINEAGE, Growth, check_log, open_growth
 from beam_jobs.histories import HistoryFiles, WriteHistories
 from beam_jobs.items import ItemFiles, WriteItems, count_files, stored_items
-from beam_jobs.options import pipeline_options
+from beam_jobs.options import make_pipeline, pipeline_options
 from beam_jobs.plan import Plan, make_plan
 from beam_jobs.reading import FIRST_TIME, ReadLog, WriteCounts, WriteRejects, first_rejects, read_counts
 from beam_jobs.staging import (
@@ -64,7 +64,12 @@ _BEAM_SUFFIX = " [while running"  # Beam adds the step to the message of whateve
 
 
 def run(
-    config: Config, beam_options: Sequence[str] = (), *, grow_from: str | Path | None = None, refit: Sequence[str] = ()
+    config: Config,
+    beam_options: Sequence[str] = (),
+    *,
+    grow_from: str | Path | None = None,
+    refit: Sequence[str] = (),
+    shared_disk: bool = False,
 ) -> Path:
     """Makes the dataset that a configuration describes and returns its directory, `data.out`.
 
@@ -76,8 +81,9 @@ def run(
         beam_options: options for Beam, such as `--runner=...`; without a runner the Fn API runner of this machine.
         grow_from: an older dataset whose ids stay and whose fitted parts are taken over.
         refit: features that are fitted anew all the same.
+        shared_disk: workers on other machines see the folder of `data.out` under the same path.
     """
-    options = pipeline_options(beam_options)
+    options = pipeline_options(beam_options, shared_disk=shared_disk)
     if "://" in config.data.out:
         raise UsageError(f"`data.out`: must be a folder of this machine. Received: {config.data.out!r}.")
     config = recipes.prepare(config)
@@ -122,7 +128,7 @@ def _pipeline(options: PipelineOptions) -> Iterator[beam.Pipeline]:
     level = beam_logger.level
     beam_logger.setLevel(logging.CRITICAL)  # it logs tracebacks of errors that are told by who catches them
     try:
-        with beam.Pipeline(options=options) as pipeline:
+        with make_pipeline(options) as pipeline:
             yield pipeline
     except (UserError, RuntimeError) as error:
         text = str(error)
@@ -348,13 +354,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="overrides a key of the file")
     parser.add_argument("--from", dest="grow_from", metavar="OLD", help="an older dataset to grow from")
     parser.add_argument("--refit", action="append", default=[], metavar="FEATURE", help="fitted anew despite --from")
+    parser.add_argument("--shared-disk", action="store_true", help="all workers see the folder of data.out")
     parser.add_argument("beam_options", nargs="*", help="options for Beam, after --")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
     logger.setLevel(logging.INFO)
     try:
         config = load(parsed.config, parsed.set)
-        path = run(config, parsed.beam_options, grow_from=parsed.grow_from, refit=parsed.refit)
+        path = run(
+            config,
+            parsed.beam_options,
+            grow_from=parsed.grow_from,
+            refit=parsed.refit,
+            shared_disk=parsed.shared_disk,
+        )
     except KeyboardInterrupt:
         sys.stderr.write("tfrec: interrupted; nothing was written.\n")
         return 1

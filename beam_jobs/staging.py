@@ -1,5 +1,7 @@
 """Where pipelines meet: tables of codes with their dictionaries, one folder a bucket, in Arrow IPC files."""
 
+import shutil
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,11 +29,21 @@ class Table:
     """Column -> its sorted distinct texts; the column holds positions in them, or null."""
 
     def write(self, folder: Path) -> None:
-        """Writes one file for the rows and one for each dictionary."""
-        folder.mkdir(parents=True)
-        self.rows.write_ipc(folder / f"{_ROWS}.arrow", compression="uncompressed")
+        """Writes one file for the rows and one for each dictionary, by one rename.
+
+        A runner may give the same work to two workers, or again to one; what is there already is the same.
+        """
+        temporary = folder.with_name(f".tmp-{uuid.uuid4().hex}")
+        temporary.mkdir(parents=True)
+        self.rows.write_ipc(temporary / f"{_ROWS}.arrow", compression="uncompressed")
         for name, texts in self.texts.items():
-            texts.to_frame("text").write_ipc(folder / f"texts-{name}.arrow", compression="uncompressed")
+            texts.to_frame("text").write_ipc(temporary / f"texts-{name}.arrow", compression="uncompressed")
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(temporary)
 
     @classmethod
     def read(cls, folder: Path) -> "Table":

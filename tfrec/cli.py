@@ -171,6 +171,9 @@ def preprocess(
     refit: Annotated[
         list[str] | None, typer.Option("--refit", metavar="FEATURE", help="Fit it anew despite --from. Repeatable.")
     ] = None,
+    shared_disk: Annotated[
+        bool, typer.Option("--shared-disk", help="All workers see the folder of data.out under the same path.")
+    ] = False,
     beam_options: Annotated[
         list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Passed on to Apache Beam.")
     ] = None,
@@ -194,7 +197,7 @@ def preprocess(
     parsed = load(config, overrides or [])
     from beam_jobs import preprocess as job
 
-    print(job.run(parsed, beam_options or [], grow_from=grow_from, refit=refit or []))
+    print(job.run(parsed, beam_options or [], grow_from=grow_from, refit=refit or [], shared_disk=shared_disk))
 
 
 @data_app.command("inspect")

@@ -30,9 +30,13 @@ def test_options_reach_beam():
         (["--direct_num_workers=two"], "options for Beam: argument --direct_num_workers: invalid int value: 'two'"),
         (["--direct_running_mode=fast"], "options for Beam: argument --direct_running_mode: invalid choice: 'fast'"),
         (["--runner=Foo"], "`--runner=Foo`: no such runner; known: DirectRunner, FnApiRunner, PrismRunner"),
+        (["--runner=dask"], "`--runner=dask`: loses rows; choose FnApiRunner or"),
         (["--runner=FnAppiRunner"], r"no such runner; did you mean `FnApiRunner`\?"),
         *(
-            ([f"--runner={name}"], f"`--runner={name}`: runs on other machines .* choose FnApiRunner or")
+            (
+                [f"--runner={name}"],
+                f"`--runner={name}`: its workers may be other machines.*`--shared-disk`, else choose Fn",
+            )
             for name in ("DataflowRunner", "FlinkRunner", "SparkRunner", "PortableRunner", "dataflow")
         ),
     ],
@@ -40,3 +44,8 @@ def test_options_reach_beam():
 def test_what_beam_would_pass_over_is_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         pipeline_options(arguments)
+
+
+@pytest.mark.parametrize("name", ["PortableRunner", "FlinkRunner", "DataflowRunner"])
+def test_other_machines_need_a_shared_disk(name):
+    assert pipeline_options([f"--runner={name}"], shared_disk=True).get_all_options()["runner"] == name

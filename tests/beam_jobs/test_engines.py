@@ -1,0 +1,75 @@
+"""The same job on several engines: worker processes, and a job server that speaks Beam's portable protocol."""
+
+import logging
+import subprocess
+import sys
+import time
+
+import pytest
+
+from beam_jobs.preprocess import run
+from tests.beam_jobs.logs import config_of, write_logs
+from tests.beam_jobs.test_preprocess import bytes_of
+from tfrec.config import parse
+from tfrec.errors import UserError
+
+pytestmark = pytest.mark.slow  # every worker process imports Beam
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logs")
+    write_logs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(logs):
+    return bytes_of(run(parse(config_of(logs, logs / "dataset"))))
+
+
+@pytest.fixture(scope="module")
+def job_server(tmp_path_factory):
+    """Beam's own job server in another process; yields its address."""
+    folder = tmp_path_factory.mktemp("server")
+    command = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main"]
+    options = [f"--staging_dir={folder}/staging", f"--port_file={folder}/port"]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([*command, *options], stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            if (folder / "port").exists() and (folder / "port").read_text().strip():
+                break
+            assert server.poll() is None, (folder / "log").read_text()
+            time.sleep(0.2)
+        yield f"localhost:{(folder / 'port').read_text().strip()}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def portable(job_server):
+    return ["--runner=PortableRunner", f"--job_endpoint={job_server}", "--environment_type=LOOPBACK"]
+
+
+def test_portable_runner_gives_the_same_bytes(logs, expected, job_server, tmp_path):
+    config = parse(config_of(logs, tmp_path / "dataset"))
+    assert bytes_of(run(config, portable(job_server), shared_disk=True)) == expected
+
+
+def test_mistakes_are_one_line_on_the_portable_runner(logs, job_server, tmp_path):
+    write_logs(tmp_path)
+    (tmp_path / "events.csv").write_text("user_id,item_id,time,event_type,device,price,stars\nu1,i1,never,buy,d,1,1\n")
+    with pytest.raises(UserError, match=r"events.csv: 1 of 1 rows of the events rejected"):
+        run(parse(config_of(tmp_path, tmp_path / "dataset")), portable(job_server), shared_disk=True)
+
+
+def test_worker_processes_give_the_same_bytes_and_keep_quiet(logs, expected, tmp_path, capfd, caplog):
+    config = parse(config_of(logs, tmp_path / "dataset"))
+    options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    with caplog.at_level(logging.INFO):
+        assert bytes_of(run(config, options)) == expected
+    shown = capfd.readouterr()
+    lines = [line for line in (shown.out + shown.err).splitlines() if line.strip()]
+    assert [line for line in lines if not line.startswith(("arranged bucket", "events:"))] == []
+    assert any(line.startswith("arranged bucket 00000") for line in lines)  # said by a worker
