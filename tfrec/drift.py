@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tfrec.data import Dataset
 from tfrec.schema import ITEM_ID, Feature
-from tfrec.transforms import FIRST_VALUE, UNKNOWN, Quantizer, Vocabulary
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, Cross, Quantizer, Vocabulary
 
 Counts = NDArray[np.int64]
 _DAY_SECONDS = 86_400
@@ -122,7 +122,7 @@ def _drift(old: Dataset, new: Dataset, feature: Feature) -> Drift:
         known = [{value for value in values if value} for values in vocabularies]
         added, gone = len(known[1] - known[0]), len(known[0] - known[1])
     else:
-        same = before.transform == feature.transform and _files(old, before) == _files(new, feature)
+        same = _codes_mean_the_same(old, new, before, feature)
         pairs = list(zip(counts[0], counts[1], strict=True)) if same else []
         added = gone = 0
     return Drift(
@@ -153,6 +153,16 @@ def _values(dataset: Dataset, feature: Feature) -> Sequence[str]:
         return dataset.catalogue().item_ids[FIRST_VALUE:]
     assert isinstance(feature.transform, Vocabulary), "Asked of vocabularies alone."
     return feature.transform.read(dataset.directory)
+
+
+def _codes_mean_the_same(old: Dataset, new: Dataset, before: Feature, after: Feature) -> bool:
+    if isinstance(before.transform, Vocabulary) and isinstance(after.transform, Vocabulary):
+        values = _values(old, before)
+        return list(values) == list(_values(new, after)[: len(values)])
+    if before.transform != after.transform or _files(old, before) != _files(new, after):
+        return False
+    names = after.transform.cross if isinstance(after.transform, Cross) else ()
+    return all(_codes_mean_the_same(old, new, old.schema.feature(name), new.schema.feature(name)) for name in names)
 
 
 def _files(dataset: Dataset, feature: Feature) -> list[Any]:
