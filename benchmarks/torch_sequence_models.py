@@ -48,17 +48,20 @@ class SASRecBlock(nn.Module):
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
-        self.norm_attention, self.norm_feed = nn.LayerNorm(dim, eps=1e-8), nn.LayerNorm(dim, eps=1e-8)
+        self.dim = dim
         self.attention = nn.MultiheadAttention(dim, 1, dropout=dropout, batch_first=True)
         self.feed = nn.Sequential(
-            nn.Linear(dim, dim), nn.Dropout(dropout), nn.ReLU(), nn.Linear(dim, dim), nn.Dropout(dropout)
+            nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim), nn.Dropout(dropout)
         )
+        for weight in self.parameters():  # the published code draws all matrices of its blocks so
+            if weight.dim() > 1:
+                nn.init.xavier_normal_(weight)
 
     def forward(self, x: Tensor, blocked: Tensor, valid: Tensor, gaps: Tensor) -> Tensor:
         """States (B, L, D) after the block."""
-        query = self.norm_attention(x)
+        query = F.layer_norm(x, (self.dim,), eps=1e-8)
         x = query + self.attention(query, x, x, attn_mask=blocked, need_weights=False)[0]
-        x = self.norm_feed(x)
+        x = F.layer_norm(x, (self.dim,), eps=1e-8)
         return (x + self.feed(x)) * valid
 
 
