@@ -80,6 +80,7 @@ class RestApplication:
 
     async def _answer(self, scope: Any, verb: str, path: str, receive: Receive) -> Answer:
         headers = dict(scope["headers"])
+        self._check_head(scope)
         if not routes.is_api(path):
             return self._answer_other(path, headers)
         if verb == "OPTIONS":
@@ -91,6 +92,12 @@ class RestApplication:
             body = await bodies.read(headers, receive, self._limits)
             return 200, await self._in_thread(self._infer, target, body), _JSON
         return 200, (self._metadata if target.method == "metadata" else self._status)(target).encode(), _JSON
+
+    def _check_head(self, scope: Any) -> None:
+        """Refuses a head that came at once and is too large; one that comes bit by bit ends in the parser."""
+        limit = self._limits.max_header_bytes
+        if sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["raw_path"]) > limit:
+            raise HttpError(431, f"The request's line and headers must not be larger than {limit} bytes.")
 
     def _answer_other(self, path: str, headers: dict[bytes, bytes]) -> Answer:
         """Probes, which need no token, and metrics, which do."""

@@ -16,7 +16,7 @@ class Limits:
         max_concurrent_requests: requests being answered or waiting for it; more is a 503.
         deadline_seconds: time for reading a request, and again for answering it; longer is a 408 and a 504.
         max_elements: values of one tensor of a JSON request; more is a 400.
-        max_header_bytes: size of a request's line and headers; more is a 400 and the end of the connection.
+        max_header_bytes: size of a request's line and headers; more is a 431, or a 400 and the end of the connection.
         max_connections: open HTTP connections; more are answered 503 and closed.
     """
 

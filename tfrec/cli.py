@@ -388,23 +388,57 @@ def export(
         print(path)
 
 
-@app.command()
-def serve(
-    models: Annotated[Path, typer.Argument(metavar="MODELS", help="The folder of MODELS/NAME/<version>/.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    rest_port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free one.")] = 8501,
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free one.")] = 8500,
-    engine: Annotated[
-        Literal["auto", "builtin", "tensorflow_model_server"], typer.Option(help="auto: TensorFlow's where installed.")
-    ] = "auto",
-) -> None:
+@app.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    options_metavar="[MODELS] [OPTIONS]",
+)
+def serve(arguments: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
     """Serve a folder of models over REST and gRPC.
 
-    The API is TensorFlow Serving's; new versions are picked up as they appear. Ctrl-C stops.
+    The API is TensorFlow Serving's, and so are the flags beside our own; new versions are picked up as they appear.
     """
-    from serving.app import serve as start
+    from serving.__main__ import run
 
-    start(models, host=host, rest_port=rest_port, grpc_port=grpc_port, engine=engine)
+    run(arguments or [], "tfrec serve")
+
+
+@app.command()
+def rollback(
+    models: Annotated[list[Path], typer.Argument(metavar="MODELS/NAME...", help="Published models.")],
+    to: Annotated[
+        int | None, typer.Option("--to", min=0, help="The version that shall answer; default: the one before.")
+    ] = None,
+) -> None:
+    """Let an earlier version of a model answer again.
+
+    Later versions are renamed to <version>.withdrawn, which servers do not load; `--to` such a version brings it back.
+
+    Example: tfrec rollback models/shop models/shop_scann
+    """
+    from serving.rollback import rollback as go_back
+
+    for model in models:
+        print(go_back(model, to))
+
+
+@app.command()
+def replay(
+    log: Annotated[list[Path], typer.Argument(metavar="LOG...", help="Files of a server's --request-log.")],
+    grpc: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server that is asked.")] = "127.0.0.1:8500",
+    model: Annotated[str | None, typer.Option(help="Ask this model instead of the recorded one.")] = None,
+    rate: Annotated[float, typer.Option(min=0.0, help="Requests a second; 0 = as fast as they are answered.")] = 0.0,
+    clients: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
+    token_file: Annotated[Path | None, typer.Option(help="The token that the server wants.")] = None,
+) -> None:
+    """Ask a server what was recorded, and compare answers and times.
+
+    Example: tfrec replay requests-00000.tfrecord --grpc localhost:8500 --rate 100
+    """
+    from serving.replay import replay as ask_again
+    from tfrec.tables import document_table
+
+    found = ask_again(log, grpc, model=model, rate=rate, clients=clients, token_file=token_file)
+    _show(document_table(found, title="replay"))
 
 
 @app.command()

@@ -32,6 +32,7 @@ EXTRA = "assets.extra"
 ITEMS = f"{EXTRA}/items.jsonl"
 WARMUP = f"{EXTRA}/tf_serving_warmup_requests"
 SCANN_SUFFIX = "_scann"
+_WITHDRAWN = ".withdrawn"  # what `tfrec rollback` puts behind the number of a version
 
 _WARMUP_SIZES = (1, 8, 32)
 
@@ -54,8 +55,10 @@ def versions(model: Path) -> list[int]:
 
 
 def next_version(to: Path) -> int:
-    """One more than the highest version of the model and of its ScaNN sibling."""
-    return max([0, *(number for path in siblings(to, "scann").values() for number in versions(path))]) + 1
+    """One more than the highest version of the model and of its ScaNN sibling, withdrawn ones included."""
+    directories = [path for path in siblings(to, "scann").values() if path.is_dir()]
+    names = [path.name.removesuffix(_WITHDRAWN) for model in directories for path in model.iterdir() if path.is_dir()]
+    return max([0, *(int(name) for name in names if name.isdecimal())]) + 1
 
 
 def latest(model: Path) -> Path:

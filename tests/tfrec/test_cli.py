@@ -27,6 +27,8 @@ COMMANDS = [
     "compare",
     "export",
     "serve",
+    "rollback",
+    "replay",
     "recommend",
 ]
 
