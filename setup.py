@@ -33,7 +33,7 @@ EXTRAS = {
         "httpx>=0.27",
         "starlette>=0.40",
         "tensorflow-serving-api>=2.20,<2.21",
-        "uvicorn>=0.30",
+        "uvicorn>=0.54",
     ],
     "retrieval": ["scann>=1.4.2,<1.5", "tensorflow-recommenders>=0.7.7,<0.8", "tf-keras>=2.20,<2.21"],
     "text": ["keras-hub>=0.32", "tensorflow-text>=2.20,<2.21", "tf-models-official>=2.20,<2.21"],

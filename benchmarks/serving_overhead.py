@@ -52,9 +52,9 @@ def save_model(directory: Path) -> None:
     tf.saved_model.save(module, str(directory), signatures={"serving_default": recommend})
 
 
-def start_server(models: Path) -> tuple[subprocess.Popen[str], str, str]:
+def start_server(models: Path, *flags: str) -> tuple[subprocess.Popen[str], str, str]:
     """Starts `python -m serving` on free ports; returns it with its two addresses."""
-    command = [sys.executable, "-m", "serving", str(models), "--rest-port", "0", "--grpc-port", "0"]
+    command = [sys.executable, "-m", "serving", str(models), "--rest-port", "0", "--grpc-port", "0", *flags]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     assert server.stdout is not None

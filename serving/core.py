@@ -69,7 +69,7 @@ class Core:
             code = error.code
             raise
         finally:
-            known = name if name in self.models.names else ""
+            known = name if self.models.knows(name) else ""
             self.metrics.count("/tensorflow/serving/request_count", model_name=known, status=code.name)
             if code == Code.OK:
                 micros = 1e6 * (time.perf_counter() - started)

@@ -184,9 +184,9 @@ class Models:
         """The models that should be served, whether they load or not."""
         return sorted(name for name, model in self._models.items() if not model.withdrawn)
 
-    def base_paths(self) -> list[Path]:
-        """Where the models that should be served lie."""
-        return [model.source.base_path for model in self._models.values() if not model.withdrawn]
+    def knows(self, name: str) -> bool:
+        """Whether there is or was such a model."""
+        return name in self._models
 
     def handle(self, name: str, version: int | None = None, label: str | None = None) -> AbstractContextManager[Handle]:
         """Pins a version of a model for the length of one request."""

@@ -5,6 +5,7 @@ here too.
 """
 
 import importlib
+import importlib.util
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ _VARIABLE_OPERATIONS = {"VarHandleOp", "VariableV2", "Variable"}
 _PYTHON_OPERATIONS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 # How the names of some operations begin -> the package that brings them.
 _OPERATION_LIBRARIES = {"Scann>": "scann"}
+_TEXT_LIBRARY = "tensorflow_text"  # whose operations have names of every kind
 
 _Callable = Callable[..., list[Any]]
 
@@ -158,9 +160,9 @@ def _operations(directory: Path) -> set[str]:
     graphs = [
         graph.graph_def for graph in saved_model.meta_graphs if tf.saved_model.SERVING in graph.meta_info_def.tags
     ]
-    functions = chain.from_iterable(function.node_def for graph in graphs for function in graph.library.function)
-    nodes = chain(chain.from_iterable(graph.node for graph in graphs), functions)
-    return {node.op for node in nodes}
+    functions = [function for graph in graphs for function in graph.library.function]
+    nodes = chain(chain.from_iterable(each.node_def for each in functions), *(graph.node for graph in graphs))
+    return {node.op for node in nodes} - {function.signature.name for function in functions}
 
 
 def _check_operations(operations: set[str], directory: Path) -> None:
@@ -169,6 +171,9 @@ def _check_operations(operations: set[str], directory: Path) -> None:
         needing = sorted(name for name in operations if name.startswith(prefix))
         if needing:
             _import(package, needing[0])
+    unknown = {name for name in operations if ">" not in name and not hasattr(tf.raw_ops, name)}
+    if unknown and importlib.util.find_spec(_TEXT_LIBRARY) is not None:
+        importlib.import_module(_TEXT_LIBRARY)
     python = sorted(operations & _PYTHON_OPERATIONS)
     if python:
         raise ServingError(

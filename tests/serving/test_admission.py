@@ -3,10 +3,13 @@
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
@@ -156,6 +159,43 @@ def test_missing_scann_is_told(tmp_path: Path, vocabulary: Path, monkeypatch: py
     error = refusal(version)
     assert error.code == Code.NOT_FOUND
     assert "Op type not registered 'Scann>SearchBatch': the model needs the package `scann`" in error.message
+
+
+def test_package_with_operations_of_text_is_imported_where_it_is_installed(
+    tmp_path: Path, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for tensorflow_text, which brings no operations: the load fails after it was asked."""
+    stand_in = tmp_path / "site" / "tensorflow_text" / "__init__.py"
+    stand_in.parent.mkdir(parents=True)
+    stand_in.touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delitem(sys.modules, "tensorflow_text", raising=False)
+    load(publish(vocabulary, tmp_path, 1)).close()
+    assert "tensorflow_text" not in sys.modules  # nothing asks for it
+    version = publish(vocabulary, tmp_path, 2)
+    graph = version / "saved_model.pb"
+    graph.write_bytes(graph.read_bytes().replace(b"LookupTableFindV2", b"WordpieceTokenize"))
+    assert "WordpieceTokenize" in refusal(version).message
+    assert "tensorflow_text" in sys.modules
+
+
+@pytest.mark.conformance("L7")
+def test_l7_concurrent_runs_and_loads_without_growth(half_plus_two: Path) -> None:
+    """`benchmarks/serving_soak.py` does this for longer, over the ports."""
+    process = psutil.Process()
+    for cycle in range(12):
+        if cycle == 4:  # what the first ones warm up stays
+            before = process.num_threads(), process.num_fds(), process.memory_info().rss
+        loaded = load(half_plus_two)
+        values = np.arange(64, dtype=np.float32)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(partial(loaded.run, "serving_default"), [{"x": value} for value in values]))
+        assert [answer["y"] for answer in answers] == [value / 2 + 2 for value in values]
+        loaded.close()
+    after = process.num_threads(), process.num_fds(), process.memory_info().rss
+    assert after[0] <= before[0] + 1
+    assert after[1] <= before[1] + 1
+    assert after[2] - before[2] < 100 << 20
 
 
 def test_scann_export_answers(tmp_path: Path) -> None:

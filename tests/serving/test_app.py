@@ -243,7 +243,7 @@ def swap_about(base: Path, saved: dict[int, Path], client: Client, answers: Coun
 
 
 def ask_rest(server: ModelServer, stop: threading.Event, answers: Counter[Any], failures: list[str]) -> None:
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.rest_port}") as http:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.rest_port}", timeout=60) as http:
         while not stop.is_set():
             response = http.post("/v1/models/m:predict", content=b'{"instances": [0, 0]}')
             first, second = response.json().get("predictions", [0, 1])

@@ -1,0 +1,59 @@
+"""Every file of serving/deploy is what it says it is."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serving import app, flags, model_config, text_protos
+from serving.settings import Batching
+
+DEPLOY = Path(app.__file__).parent / "deploy"
+READERS = {
+    "models.config": model_config.read,
+    "batching_parameters.txt": text_protos.read_batching,
+    "monitoring.config": text_protos.read_metrics_path,
+    "compose.yaml": lambda path: yaml.safe_load(path.read_text("utf-8")),
+    "kubernetes.yaml": lambda path: list(yaml.safe_load_all(path.read_text("utf-8"))),
+    "README.md": lambda path: path.read_text("utf-8"),
+}
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.iterdir()), ids=lambda path: path.name)
+def test_file_can_be_read(path: Path) -> None:
+    assert READERS[path.name](path)
+    assert path.name in (DEPLOY / "README.md").read_text("utf-8") or path.name == "README.md"
+
+
+def deployed_flags(command: list[str]) -> flags.Command:
+    """A container's flags with its /config as the directory that is mounted there."""
+    return flags.parse([part.replace("/config/", f"{DEPLOY}/") for part in command])
+
+
+def test_compose_starts_either_server() -> None:
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]["serving"]
+    command = deployed_flags([*service["entrypoint"][1:], *service["command"]])
+    assert (command.models, command.serve["rest_port"], command.serve["grpc_port"]) == (
+        DEPLOY / "models.config",
+        8501,
+        8500,
+    )
+    assert command.serve["settings"].batching == text_protos.read_batching(DEPLOY / "batching_parameters.txt")
+
+
+def test_kubernetes_runs_the_built_in_server_with_probes() -> None:
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text("utf-8")))
+    by_kind = {document["kind"]: document for document in documents}
+    assert set(by_kind) == {"Deployment", "Service"}
+    pod = by_kind["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    command = flags.parse([part for part in container["args"] if not part.startswith("--token-file")])
+    assert (command.models, command.serve["host"]) == (Path("/models"), "0.0.0.0")
+    assert isinstance(command.serve["settings"].batching, Batching)
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert pod["terminationGracePeriodSeconds"] > app._DRAIN_SECONDS
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    ports = {port["targetPort"] for port in by_kind["Service"]["spec"]["ports"]}
+    assert ports == {port["name"] for port in container["ports"]}
