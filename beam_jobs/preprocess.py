@@ -99,6 +99,9 @@ def run(
         logger.info("fitting vocabularies, bins and quantisers")
         fitted = fit(staging, directory, config, growth)
         schema = make_schema(plan, staging, fitted, growth)
+        for feature in schema.features:
+            if feature.kind == "categorical" and feature.table_sizes == (FIRST_VALUE,):
+                logger.warning("%s: no value of it was kept (see its min_count), so it tells nothing", feature.name)
         records = write_dataset(plan, staging, directory, schema, fitted, num_buckets, options)
         finish(plan, staging, directory, schema, fitted, records, growth.lineage() if growth else [])
     logger.info("%s", account_table(read_manifest(target)["account"]))

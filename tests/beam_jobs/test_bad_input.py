@@ -91,6 +91,19 @@ def test_splits_without_queries_are_told(tmp_path, caplog, num_events, split, em
     assert [line.split()[2] for line in told if line.startswith("`data.split`: no ")] == empty
 
 
+def test_a_feature_none_of_whose_values_is_kept_is_told(tmp_path, caplog):
+    (tmp_path / "events.csv").write_text("user_id,item_id,time\na,x,1600000000\na,y,1600000060\na,z,1600000120\n")
+    (tmp_path / "items.csv").write_text("item_id,brand,shop\nx,b1,s\ny,b2,s\nz,b3,s\n")
+    data = {"out": str(tmp_path / "out")}
+    data |= {name: {"files": [str(tmp_path / f"{name}.csv")]} for name in ("events", "items")}
+    features = [{"name": name, "kind": "categorical", "min_count": 2} for name in ("brand", "shop")]
+    run(parse({"data": data, "features": {"items": features}}))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line for line in told if "no value" in line] == [
+        "brand: no value of it was kept (see its min_count), so it tells nothing"
+    ]
+
+
 def test_something_else_is_never_replaced(tmp_path):
     (tmp_path / "events.csv").write_text("user_id,item_id,time\na,x,1600000000\n")
     config = parse({"data": {"out": str(tmp_path), "events": {"files": [str(tmp_path / "events.csv")]}}})
