@@ -2,11 +2,13 @@
 
 from typing import Annotated, Any
 
+import keras
 from pydantic import Field
 
 from tfrec.layers.transformer_block import TransformerBlock
 from tfrec.models.encoders import ITEM_ID, ItemFeatures, UserFeatures
-from tfrec.models.masked import PretrainingModel, masked_sequence_model
+from tfrec.models.masked import MaskedSequenceEncoder, PretrainingModel
+from tfrec.models.sequence import sequence_model
 from tfrec.objectives import build_objective
 from tfrec.schema import Schema
 
@@ -61,25 +63,29 @@ def bert4rec(
     for the other sequence models; a masked place always holds the mask; event types and event features are added where
     the log has them, and hidden with their event.
     """
-    blocks = [
-        TransformerBlock(
-            num_heads,
-            intermediate_dim or 4 * embedding_dim,
-            causal=False,
-            activation=activation,
-            dropout=dropout,
-            attention_dropout=dropout,
-            name=f"block_{index}",
-        )
-        for index in range(num_blocks)
-    ]
-    return masked_sequence_model(
+
+    def make_blocks(length: int) -> list[keras.layers.Layer]:
+        return [
+            TransformerBlock(
+                num_heads,
+                intermediate_dim or 4 * embedding_dim,
+                causal=False,
+                activation=activation,
+                dropout=dropout,
+                attention_dropout=dropout,
+                name=f"block_{index}",
+            )
+            for index in range(num_blocks)
+        ]
+
+    return sequence_model(
         "bert4rec",
         schema,
-        blocks,
+        make_blocks,
         objective or build_objective(OBJECTIVE),
         history_length=history_length,
         embedding_dim=embedding_dim,
+        time_bias=False,
         position_embedding=position_embedding,
         dropout=dropout,
         normalize=normalize,
@@ -88,4 +94,7 @@ def bert4rec(
         user_features=user_features,
         event_types=event_types,
         request_time=request_time,
+        encoder=MaskedSequenceEncoder,
+        shell=PretrainingModel,
+        extra_places=1,
     )

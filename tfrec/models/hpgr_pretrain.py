@@ -2,12 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
+import keras
 from pydantic import Field
 
 from tfrec.layers.session_enhancement import SessionEnhancement
 from tfrec.layers.transformer_block import TransformerBlock
 from tfrec.models.encoders import ITEM_ID, ItemFeatures, UserFeatures
-from tfrec.models.masked import PretrainingModel, masked_sequence_model
+from tfrec.models.masked import MaskedSequenceEncoder, PretrainingModel
+from tfrec.models.sequence import sequence_model
 from tfrec.objectives import build_objective
 from tfrec.schema import Schema
 
@@ -77,21 +79,24 @@ def hpgr_pretrain(
     if session_enhancement and not schema.has_sessions:
         raise ValueError("`session_enhancement` must be false: the log has no sessions (`data.sessions`).")
     width = intermediate_dim or 4 * embedding_dim
-    blocks = [
-        TransformerBlock(
-            num_heads,
-            width,
-            causal=False,
-            activation=activation,
-            dropout=dropout,
-            attention_dropout=dropout,
-            name=f"block_{index}",
-        )
-        for index in range(num_blocks)
-    ]
 
-    def make_enhancement() -> SessionEnhancement:
-        return SessionEnhancement(
+    def make_blocks(length: int) -> list[keras.layers.Layer]:
+        return [
+            TransformerBlock(
+                num_heads,
+                width,
+                causal=False,
+                activation=activation,
+                dropout=dropout,
+                attention_dropout=dropout,
+                name=f"block_{index}",
+            )
+            for index in range(num_blocks)
+        ]
+
+    enhancement = None
+    if session_enhancement:
+        enhancement = SessionEnhancement(
             num_heads,
             width,
             history_length + 1,
@@ -102,13 +107,14 @@ def hpgr_pretrain(
             name="session_enhancement",
         )
 
-    return masked_sequence_model(
+    return sequence_model(
         "hpgr_pretrain",
         schema,
-        blocks,
+        make_blocks,
         objective or build_objective(OBJECTIVE),
         history_length=history_length,
         embedding_dim=embedding_dim,
+        time_bias=False,
         position_embedding=position_embedding,
         dropout=dropout,
         normalize=normalize,
@@ -117,5 +123,8 @@ def hpgr_pretrain(
         user_features=user_features,
         event_types=event_types,
         request_time=request_time,
-        make_enhancement=make_enhancement if session_enhancement else None,
+        encoder=MaskedSequenceEncoder,
+        shell=PretrainingModel,
+        extra_places=1,
+        enhancement=enhancement,
     )

@@ -1,6 +1,6 @@
 """What models that guess hidden events share: a place for the mask, and the shell that asks for the next item by it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -8,17 +8,8 @@ from keras import ops
 
 from tfrec.layers import Tensor
 from tfrec.layers.session_enhancement import SessionEnhancement
-from tfrec.models.encoders import (
-    EventContext,
-    ItemEmbedder,
-    ItemFeatures,
-    SequenceEncoder,
-    SumItemEncoder,
-    UserFeatures,
-    item_table,
-)
+from tfrec.models.encoders import SequenceEncoder
 from tfrec.models.shells import RetrievalModel, is_event
-from tfrec.schema import Schema
 
 
 class MaskedSequenceEncoder(SequenceEncoder):
@@ -97,75 +88,9 @@ class PretrainingModel(RetrievalModel):
         return user * ops.cast(count > 0, user.dtype)[:, None]
 
 
-def masked_sequence_model(
-    name: str,
-    schema: Schema,
-    blocks: list[keras.layers.Layer],
-    objective: keras.layers.Layer,
-    *,
-    history_length: int,
-    embedding_dim: int,
-    position_embedding: bool,
-    dropout: float,
-    normalize: bool,
-    item_features: ItemFeatures,
-    item_id_dropout: float,
-    user_features: UserFeatures,
-    event_types: bool,
-    request_time: bool,
-    make_enhancement: Callable[[], SessionEnhancement] | None = None,
-) -> PretrainingModel:
-    """A pre-training model whose events are sums of embeddings, passed through bidirectional blocks.
-
-    Args:
-        name: str. Of the model.
-        schema: Schema. Of the dataset.
-        blocks: list. Bidirectional blocks of a `MaskedSequenceEncoder`.
-        objective: layer. The loss, which says what is masked.
-        history_length: int. Events that a query's history has at most; the encoder sees one place more.
-        embedding_dim: int. Width D.
-        position_embedding: bool. Whether places have embeddings.
-        dropout: float. Of the blocks' input.
-        normalize: bool. Cosine similarity instead of the dot product.
-        item_features: `"all"` or names. Features whose embeddings are summed to an item's.
-        item_id_dropout: float. Probability of replacing an id by unknown in training.
-        user_features: str. `"prefix"`, `"add"` or `"none"`.
-        event_types: bool. Whether the type of an event is added to it.
-        request_time: bool. Set by the run.
-        make_enhancement: callable or None. Gives what is added to the events of a session. Defaults to None.
-    """
-    table = item_table(schema)
-    embedder = ItemEmbedder(
-        schema, table, embedding_dim, item_features=item_features, item_id_dropout=item_id_dropout, name="embedder"
-    )
-    user_encoder = MaskedSequenceEncoder(
-        embedder,
-        EventContext(schema, embedding_dim, event_types=event_types, user_features=user_features, name="context"),
-        blocks,
-        history_length=history_length + 1,
-        embedding_dim=embedding_dim,
-        time_bias=False,
-        position_embedding=position_embedding,
-        dropout=dropout,
-        normalize=normalize,
-        enhancement=None if make_enhancement is None else make_enhancement(),
-        name="user_encoder",
-    )
-    return PretrainingModel(
-        user_encoder,
-        SumItemEncoder(embedder, normalize=normalize, name="item_encoder"),
-        objective,
-        item_table=table,
-        history_length=history_length,
-        embedding_dim=embedding_dim,
-        request_time=request_time,
-        name=name,
-    )
-
-
 def _with_place(value: Tensor) -> Tensor:
     """Events `(B, L)` or `(B, L, M)` with an empty place after the last."""
     return ops.pad(value, ((0, 0), (0, 1), *((0, 0) for _ in value.shape[2:])))
 
 
-__all__ = ["MaskedSequenceEncoder", "PretrainingModel", "masked_sequence_model"]
+__all__ = ["MaskedSequenceEncoder", "PretrainingModel"]

@@ -59,9 +59,9 @@ def sasrec(
 
     Outputs: `{"state": (B, L, D)}`, `{"vector": (N, D)}`.
 
-    Differs from the paper: in what Meta changed (cosine, sampled softmax, no norm after the last block), and from Meta's
-    code in norms with parameters and an epsilon of 1e-6; event types and event features are added where the log has
-    them.
+    Differs from the paper: in what Meta changed (cosine, sampled softmax, no norm after the last block), and from
+    Meta's code in norms with parameters and an epsilon of 1e-6; event types and event features are added where the
+    log has them.
     """
 
     def make_blocks(length: int) -> list[keras.layers.Layer]:

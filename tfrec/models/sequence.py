@@ -1,10 +1,10 @@
 """The assembly that the plain sequence models share; they differ in their blocks."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
-from tfrec.layers.time_encoding import TimeEncoding
 from tfrec.models.encoders import (
     EventContext,
     ItemEmbedder,
@@ -35,9 +35,12 @@ def sequence_model(
     user_features: UserFeatures,
     event_types: bool,
     request_time: bool,
-    time_encoding: TimeEncoding | None = None,
-) -> RetrievalModel:
-    """A retrieval model whose histories are sums of embeddings, passed through blocks; items share the embeddings.
+    encoder: type[SequenceEncoder] = SequenceEncoder,
+    shell: type[RetrievalModel] = RetrievalModel,
+    extra_places: int = 0,
+    **encoder_options: Any,
+) -> Any:
+    """A model whose histories are sums of embeddings, passed through blocks; items share the embeddings.
 
     Args:
         name: str. Of the model.
@@ -55,27 +58,30 @@ def sequence_model(
         user_features: str. `"prefix"`, `"add"` or `"none"`.
         event_types: bool. Whether the type of an event is added to it.
         request_time: bool. Which times a position sees.
-        time_encoding: TimeEncoding or None. Added to the events. Defaults to None.
+        encoder: type. Of the user encoder. Defaults to `SequenceEncoder`.
+        shell: type. Of the model. Defaults to `RetrievalModel`.
+        extra_places: int. Places that the encoder sees beside the history. Defaults to 0.
+        **encoder_options: further arguments of the encoder.
     """
     table = item_table(schema)
     embedder = ItemEmbedder(
         schema, table, embedding_dim, item_features=item_features, item_id_dropout=item_id_dropout, name="embedder"
     )
     context = EventContext(schema, embedding_dim, event_types=event_types, user_features=user_features, name="context")
-    user_encoder = SequenceEncoder(
+    user_encoder = encoder(
         embedder,
         context,
-        make_blocks(history_length + context.prefix_length),
-        history_length=history_length,
+        make_blocks(history_length + extra_places + context.prefix_length),
+        history_length=history_length + extra_places,
         embedding_dim=embedding_dim,
         time_bias=time_bias,
         position_embedding=position_embedding,
         dropout=dropout,
         normalize=normalize,
-        time_encoding=time_encoding,
         name="user_encoder",
+        **encoder_options,
     )
-    return RetrievalModel(
+    return shell(
         user_encoder,
         SumItemEncoder(embedder, normalize=normalize, name="item_encoder"),
         objective,
