@@ -12,7 +12,7 @@ if VERSION is None:
 
 BASE = [
     "h5py>=3.10",
-    "keras>=3.15,<4",
+    "keras>=3.15.1,<4",
     "ml-dtypes>=0.4",
     "numpy>=2,<3",
     "packaging>=23",
@@ -28,10 +28,11 @@ BASE = [
 EXTRAS = {
     "beam": ["apache-beam>=2.77,<3", "google-crc32c>=1.5", "polars>=1", "scikit-learn>=1.5", "threadpoolctl>=3"],
     "serving": [
-        "grpcio>=1.60",
+        "grpcio>=1.66",
         "grpcio-health-checking>=1.60",
+        "h11>=0.16",
         "httpx>=0.27",
-        "starlette>=0.40",
+        "starlette>=0.49.1",
         "tensorflow-serving-api>=2.20,<2.21",
         "uvicorn>=0.54",
     ],
