@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from beam_jobs import preprocess
 from beam_jobs.recipes import RECIPES
 from tfrec.config import load
+from tfrec.data import Dataset
 from tfrec.models import check_options, resolve
 from tfrec.objectives import build_objective
 
@@ -69,6 +71,16 @@ def test_models_of_a_data_set_share_the_dataset_and_the_metrics(dataset):
         # What a model sees of the request's time is no part of the dataset.
         assert other.features.model_copy(update={"request_time": first.features.request_time}) == first.features
         assert other.evaluation == first.evaluation
+
+
+def test_the_shop_is_made_and_read(tmp_path):
+    small = {"users": 60, "items": 100, "days": 20}
+    options = [f"data.recipe.options.{name}={value}" for name, value in small.items()]
+    config = load(FOLDER / "sasrec_shop.yaml", [*options, f"data.out={tmp_path / 'shop'}"])
+    histories = Dataset.open(preprocess.run(config)).histories()
+    assert len(histories.user_ids) > 40
+    assert {"item", "time", "event_type", "session"} <= histories.columns.keys()
+    assert "label_click" not in histories.columns  # a label of impressions
 
 
 @pytest.mark.parametrize("model", ["sasrec", "hstu"])

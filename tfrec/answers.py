@@ -1,6 +1,9 @@
 """A published model asked in this process: what `tfrec recommend` does, with the titles that travel in the version."""
 
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +57,8 @@ class PublishedModel:
         from serving.status import ServingError
 
         try:
-            return SavedModelServable(self.directory)
+            with _without_notes():
+                return SavedModelServable(self.directory)
         except ServingError as error:
             raise UserError(f"{self.directory}: does not load: {error}.") from None
 
@@ -100,9 +104,25 @@ class PublishedModel:
         return tuple(self._display.get(item, {}).get(field, "") for field in self.fields)
 
     def _ask(self, signature: str, inputs: dict[str, NDArray[Any]], k: int) -> Answer:
-        outputs = self._servable.run(signature, inputs)
+        servable = self._servable
+        with _without_notes():
+            outputs = servable.run(signature, inputs)
         pairs = zip(outputs["item_ids"][0][:k], outputs["scores"][0][:k], strict=True)
         return [(item.decode(), float(score)) for item, score in pairs if item]
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """TensorFlow's C++ library writes notes on loading and first use that no level silences; errors are exceptions."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def history_inputs(

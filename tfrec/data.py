@@ -224,6 +224,8 @@ def _read_histories(dataset: Dataset) -> Histories:
     read_columns = {}
     for name, width in widths.items():
         values, counts = read[name]
+        if name.startswith("label_") and not len(values):
+            continue  # a label of impressions alone
         if not np.array_equal(counts, lengths * width):
             raise UserError(f"{folder}: `{name}` has not {width} value(s) an event; {_AGAIN}")
         read_columns[name] = values.reshape(-1, width) if name.startswith("event_") and name != "event_type" else values
