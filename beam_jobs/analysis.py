@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from beam_jobs import encoders, quantizers
 from beam_jobs.arranging import ITEM_IDS
+from beam_jobs.binning import fit_bins, fit_standard
 from beam_jobs.encoding import as_array, stack_vectors
 from beam_jobs.growth import Growth, append_new
 from beam_jobs.hashing import hash_ids
@@ -23,9 +24,9 @@ from tfrec.schema import ITEM_ID, Feature, Side
 from tfrec.transforms import (
     FIRST_VALUE,
     UNKNOWN,
-    Bins,
     Cross,
     Hashed,
+    Standard,
     TfidfSvd,
     Transform,
     Vocabulary,
@@ -124,14 +125,6 @@ def rank_values(counts: pl.DataFrame, min_count: int, max_size: int) -> list[str
     return total.sort(["count", "value"], descending=[True, False])["value"].head(max_size).to_list()
 
 
-def quantile_bins(values: NDArray[np.float64], bins: int) -> Bins:
-    """Boundaries at the quantiles 1/bins, 2/bins, ... of the values; equal ones are one."""
-    if len(values) == 0:
-        return Bins(boundaries=())
-    boundaries = np.unique(np.quantile(values, np.arange(1, bins) / bins))
-    return Bins(boundaries=tuple(boundaries.tolist()))
-
-
 def fit_item_ids(
     staging: Path, settings: ItemIds, growth: Growth | None = None
 ) -> tuple[pl.Series, NDArray[np.int64], NDArray[np.bool_]]:
@@ -203,7 +196,9 @@ def fit_item_feature(
     samples = [sample_by_hash_and_id(frame, name, sample) for frame in known]
     values = pl.concat(samples).sort("hash", "item_id").head(sample)[name]
     if feature.kind == "numerical":
-        return _feature(feature, "item", quantile_bins(as_array(values), feature.bins))
+        numbers = as_array(values)
+        standard = fit_standard(numbers) if feature.standardize else None
+        return _feature(feature, "item", fit_bins(numbers, feature), standard=standard)
     return _fit_vectors(directory, feature, values, quality)
 
 
@@ -237,7 +232,7 @@ def _fit_from_parts(directory: Path, feature: FeatureConfig, side: Side, parts: 
             values.pop()
         return _feature(feature, side, _write_vocabulary(directory, feature.name, values))
     chosen = parts.sort("hash", "value")["value"].head(sample) if len(parts) else pl.Series([], dtype=pl.Float64)
-    return _feature(feature, side, quantile_bins(as_array(chosen), feature.bins))
+    return _feature(feature, side, fit_bins(as_array(chosen), feature))
 
 
 def _fit_vectors(directory: Path, feature: FeatureConfig, values: pl.Series, quality: dict[str, Any]) -> Feature:
@@ -274,7 +269,13 @@ def _write_vocabulary(directory: Path, name: str, values: pl.Series | list[str])
     return Vocabulary(file=file, size=len(values) + FIRST_VALUE)
 
 
-def _feature(feature: FeatureConfig, side: Side, transform: Transform, encoder: TfidfSvd | None = None) -> Feature:
+def _feature(
+    feature: FeatureConfig,
+    side: Side,
+    transform: Transform,
+    encoder: TfidfSvd | None = None,
+    standard: Standard | None = None,
+) -> Feature:
     num_codes = feature.max_values if feature.multivalued else len(transform.table_sizes)
     return Feature(
         name=feature.name,
@@ -287,4 +288,5 @@ def _feature(feature: FeatureConfig, side: Side, transform: Transform, encoder: 
         num_codes=num_codes,
         encoder=encoder,
         keep_vectors=feature.keep_vectors,
+        standard=standard,
     )

@@ -11,7 +11,7 @@ import polars as pl
 
 from beam_jobs.analysis import ITEM_CODES, MISSING_ITEMS, item_buckets
 from beam_jobs.arranging import ITEM_IDS
-from beam_jobs.encoding import encode_features, vectors_of
+from beam_jobs.encoding import as_array, encode_features, vectors_of
 from beam_jobs.examples import Column, encode_examples, write_records
 from beam_jobs.plan import LogPlan
 from beam_jobs.sources import as_bytes, from_bytes
@@ -57,6 +57,8 @@ def encode_bucket(frame: pl.DataFrame, files: ItemFiles) -> pl.DataFrame:
     for feature in features:
         name = f"item_{feature.name}"
         columns.append(pl.Series(name, codes[feature.name], dtype=pl.Array(pl.Int32, feature.num_codes)))
+        if feature.standard is not None:
+            columns.append(pl.Series(f"vector_{feature.name}", feature.standard.encode(as_array(table.rows[name]))))
         if feature.keep_vectors and isinstance(feature.transform, Quantizer):
             vectors = vectors_of(table, name, feature, files.directory)
             columns.append(pl.Series(f"vector_{feature.name}", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])))
@@ -79,6 +81,8 @@ def item_examples(frame: pl.DataFrame, train_count: np.ndarray[Any, Any]) -> dic
     for series in frame:
         if isinstance(series.dtype, pl.Array):
             columns[series.name] = Column.fixed(series.to_numpy().reshape(len(frame), -1))
+        elif series.name.startswith("vector_"):
+            columns[series.name] = Column.fixed(series.to_numpy())
         elif series.name.startswith("display_"):
             columns[series.name] = Column.texts([value.encode() for value in series])
     return columns

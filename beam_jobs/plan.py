@@ -148,6 +148,8 @@ def _check_feature(feature: FeatureConfig, side: str) -> None:
             f"`features.{side}`: the name {feature.name} would be stored as {side[:-1]}_{feature.name}, which is a "
             "role; choose another `name` and give the `column`."
         )
+    if feature.standardize and side != "items":
+        raise UsageError(f"`features.{side}` {feature.name}: `standardize` is for features of items alone.")
     if feature.vocabulary is not None:
         given_values(feature)
 

@@ -15,6 +15,7 @@ from tfrec.hashing import KEY
 from tfrec.schema import Feature
 from tfrec.transforms import (
     FIRST_VALUE,
+    MOST_DEVIATIONS,
     PADDING,
     UNKNOWN,
     Bins,
@@ -23,6 +24,7 @@ from tfrec.transforms import (
     Hashed,
     ProductCodes,
     ResidualCodes,
+    Standard,
     VectorTransform,
     Vocabulary,
     present_rows,
@@ -250,12 +252,18 @@ class SideCoder(tf.Module):
         self.prefix = prefix
         self.names = [feature.name for feature in features]
         self.crosses = {one.name: one.transform for one in features if isinstance(one.transform, Cross)}
+        self.standards = {one.name: StandardCoder(one.standard) for one in features if one.standard is not None}
         self.coders = {one.name: FeatureCoder(one, directory) for one in features if one.name not in self.crosses}
 
     def signature(self, *, events: bool = False) -> dict[str, tf.TensorSpec]:
         """The inputs by name: the raw values of the features that are no crosses."""
         names = {name: self.prefix + name for name in self.coders}
         return {names[name]: one.signature(names[name], events=events) for name, one in self.coders.items()}
+
+    def vectors(self, inputs: Mapping[str, Tensor], name: str) -> Tensor:
+        """What is stored of a feature beside its codes: the vector itself, or the standardised value `(N, 1)`."""
+        values = inputs[self.prefix + name]
+        return self.standards[name](values) if name in self.standards else values
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Codes `(..., num_codes)` of each feature, in schema order."""
@@ -267,6 +275,24 @@ class SideCoder(tf.Module):
             )
             codes[name] = tf.where((first >= FIRST_VALUE) & (second >= FIRST_VALUE), buckets, UNKNOWN)
         return {name: codes[name] for name in self.names}
+
+
+class StandardCoder(tf.Module):
+    """Numbers `(N,)` to standardised values `(N, 1)` in float32; NaN stays NaN.
+
+    Args:
+        standard: of the feature.
+    """
+
+    def __init__(self, standard: Standard) -> None:
+        super().__init__()
+        self.standard = standard
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Standardised values `(N, 1)`."""
+        scaled = (tf.cast(values, tf.float64) - self.standard.mean) / self.standard.deviation
+        cut = tf.clip_by_value(scaled, -MOST_DEVIATIONS, MOST_DEVIATIONS)
+        return tf.cast(tf.where(tf.math.is_nan(scaled), scaled, cut), tf.float32)[:, None]
 
 
 def _packed(codes: Tensor, present: Tensor, width: int) -> Tensor:

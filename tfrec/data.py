@@ -180,7 +180,7 @@ def _tensorflow() -> Any:
 def _read_catalogue(dataset: Dataset) -> Catalogue:
     schema, folder = dataset.schema, dataset.directory / "items"
     parts = schema.item_columns()
-    vector_features = [feature for feature in schema.side("item") if feature.keep_vectors]
+    vector_features = [feature for feature in schema.side("item") if feature.stored_dim]
     integers = ["item", "train_count", "retired", *(f"item_{name}" for name in parts if name != ITEM_ID)]
     floats = [f"vector_{feature.name}" for feature in vector_features]
     texts = ["item_id", *(f"display_{name}" for name in schema.display)]
@@ -200,8 +200,8 @@ def _read_catalogue(dataset: Dataset) -> Catalogue:
     codes[:, parts[ITEM_ID]] = np.arange(size)[:, None]
     vectors = {}
     for feature in vector_features:
-        vectors[feature.name] = np.zeros((size, feature.vector_dim or 0), np.float16)
-        vectors[feature.name][FIRST_VALUE:] = _vectors(read, feature.name, feature.vector_dim or 0, folder)
+        vectors[feature.name] = np.zeros((size, feature.stored_dim), np.float16)
+        vectors[feature.name][FIRST_VALUE:] = _vectors(read, feature.name, feature.stored_dim, folder)
     return Catalogue(
         codes=codes,
         train_count=np.concatenate([[0, 0], read["train_count"][0]]).astype(np.int64),

@@ -243,7 +243,7 @@ def _different_options(config: FeatureConfig, feature: "Feature") -> list[str]:
     """What the schema knows of a feature's options; bins that fall together and rare values make it smaller."""
     transform = feature.transform
     most: dict[str, tuple[int, int]] = {}
-    if isinstance(transform, Bins):
+    if isinstance(transform, Bins) and config.boundaries is None:
         most["bins"] = (config.bins, len(transform.boundaries) + 1)
     if isinstance(transform, Vocabulary):
         most["max_size"] = (config.max_size, transform.size - FIRST_VALUE)

@@ -1,13 +1,14 @@
 """The `features:` section of the configuration: what is known of items, users and events, and how it becomes codes."""
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tfrec.schema import NAME_PATTERN, Feature, Kind
 from tfrec.strict import Section
-from tfrec.transforms import QUANTIZERS, Cross, Hashed, Quantizer
+from tfrec.transforms import QUANTIZERS, Bins, Cross, Hashed, Quantizer
 
 QUANTIZER_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "quantile": ("groups", "dims_per_group", "quantiles"),
@@ -45,7 +46,15 @@ class FeatureConfig(Section):
     """Two other features of the same side, numerical or categorical with one value: each pair of their codes is a
     value, hashed to `hash_buckets`; no column of its own (categorical)."""
     bins: int = Field(32, ge=2)
-    """Quantile bins (numerical)."""
+    """Bins at most; a missing value has one of its own besides (numerical)."""
+    spacing: Literal["quantile", "uniform", "log"] = "quantile"
+    """Where bins are cut: as many values in each, steps of equal width, or steps of equal ratio (numerical). With log
+    all that is not positive shares the first bin."""
+    boundaries: tuple[float, ...] | None = Field(None, min_length=1)
+    """The boundaries themselves, increasing; a value equal to one belongs above it (numerical)."""
+    standardize: bool = False
+    """Models also read the value itself, less the mean and divided by the standard deviation, cut to -10..10; a missing
+    one as 0 (numerical, of items)."""
     dim: int = Field(64, ge=2)
     """Width of the vector: of the TF-IDF + SVD text vector, or of the ready-made one (0-padded widths are errors)."""
     quantizer: Literal["quantile", "product", "residual"] = "quantile"
@@ -80,6 +89,8 @@ class FeatureConfig(Section):
                 raise ValueError("`quantiles` ** `dims_per_group` must be at most 4096")
             if self.groups * self.dims_per_group > self.dim:
                 raise ValueError("`groups` * `dims_per_group` must be at most `dim`")
+        if self.boundaries is not None and any(b <= a for a, b in pairwise(self.boundaries)):
+            raise ValueError("`boundaries` must increase")
         if self.cross is not None and (self.hash_buckets is None or self.column is not None):
             raise ValueError("a `cross` must have `hash_buckets` and no `column`")
         return self
@@ -94,7 +105,8 @@ class FeatureConfig(Section):
         what = "of kind categorical without `hash_buckets` or `vocabulary`"
         yield ("min_count",), categorical and not hashed and self.vocabulary is None, what
         yield ("separator", "max_values"), self.multivalued, "with `multivalued: true`"
-        yield ("bins",), numerical, "of kind numerical"
+        yield ("boundaries", "standardize"), numerical, "of kind numerical"
+        yield ("bins", "spacing"), numerical and self.boundaries is None, "of kind numerical without `boundaries`"
         yield ("dim", "quantizer", "keep_vectors"), self.is_vector, "of kind multimodal or text"
         for option in dict.fromkeys(option for options in QUANTIZER_OPTIONS.values() for option in options):
             users = [name for name, options in QUANTIZER_OPTIONS.items() if option in options]
@@ -117,12 +129,16 @@ def different_options(config: FeatureConfig, feature: Feature) -> dict[str, tupl
         "multivalued": feature.multivalued,
         "separator": feature.separator,
         "keep_vectors": feature.keep_vectors,
+        "standardize": feature.standard is not None,
     }
     if feature.multivalued:
         then["max_values"] = feature.num_codes
     if feature.kind == "categorical":
         then["hash_buckets"] = transform.hash_buckets if isinstance(transform, Hashed | Cross) else None
         then["cross"] = transform.cross if isinstance(transform, Cross) else None
+    if isinstance(transform, Bins):
+        then["boundaries"] = transform.boundaries if transform.spacing == "given" else None
+        then |= {} if transform.spacing == "given" or config.boundaries else {"spacing": transform.spacing}
     if isinstance(transform, Quantizer):
         then["quantizer"] = next(name for name, kind in QUANTIZERS.items() if isinstance(transform, kind))
         then["dim"] = transform.input_dim

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tfrec.errors import UserError
-from tfrec.transforms import Cross, Encoder, Quantizer, Transform, Vocabulary
+from tfrec.transforms import Cross, Encoder, Quantizer, Standard, Transform, Vocabulary
 
 SCHEMA = "schema.json"
 FORMAT_VERSION = 1
@@ -44,6 +44,8 @@ class Feature(_Part):
     """For text: what made the vector that `transform` quantises."""
     keep_vectors: bool = False
     """The vectors themselves are stored with the items, in float32, beside the codes."""
+    standard: Standard | None = None
+    """For numbers of items: what made the standardised values that are stored beside the codes, as vectors are."""
 
     @property
     def table_sizes(self) -> tuple[int, ...]:
@@ -59,6 +61,11 @@ class Feature(_Part):
     def vector_dim(self) -> int | None:
         """Width of the vectors that are quantised; None for features without vectors."""
         return self.transform.input_dim if isinstance(self.transform, Quantizer) else None
+
+    @property
+    def stored_dim(self) -> int:
+        """Width of what is stored of it with the items beside codes: vectors, or a standardised value; 0 = nothing."""
+        return 1 if self.standard is not None else (self.vector_dim or 0) if self.keep_vectors else 0
 
 
 class Label(_Part):

@@ -129,7 +129,7 @@ class RetrievalSignatures(tf.Module):
     def _encode_item(self, model: RetrievalModel, inputs: Mapping[str, Tensor]) -> Tensor:
         codes = [self.item_coder(inputs[ITEM_ID])[:, None]]
         codes += self.item_features(inputs).values()
-        vectors = {name: inputs[name] for name in model.item_table.vector_tables}
+        vectors = {name: self.item_features.vectors(inputs, name) for name in model.item_table.vector_tables}
         with _standing_in(model.item_table, tf.concat(codes, axis=1), vectors) as items:
             return tf.cast(model.encode_items(items), tf.float32)
 

@@ -20,6 +20,7 @@ from tfrec.hashing import bucket_of
 PADDING = 0
 UNKNOWN = 1
 FIRST_VALUE = 2
+MOST_DEVIATIONS = 10.0
 
 Codes: TypeAlias = NDArray[np.int32]
 Vectors: TypeAlias = NDArray[np.float32]
@@ -104,6 +105,8 @@ class Bins(_Spec):
 
     type: Literal["bins"] = "bins"
     boundaries: tuple[float, ...]
+    spacing: Literal["quantile", "uniform", "log", "given"] = "quantile"
+    """How the boundaries came about."""
 
     @property
     def size(self) -> int:
@@ -122,6 +125,17 @@ class Bins(_Spec):
         array = np.asarray(values, np.float64)
         bins = np.searchsorted(np.array(self.boundaries, np.float64), array, side="right") + FIRST_VALUE
         return np.where(np.isnan(array), UNKNOWN, bins).astype(np.int32)
+
+
+class Standard(_Spec):
+    """A number as (x - mean) / deviation, cut to -10..10: what a model reads beside the number's bin."""
+
+    mean: float
+    deviation: float
+
+    def encode(self, values: NDArray[np.float64]) -> Vectors:
+        """Standardised values `(N,)` of numbers `(N,)`; NaN stays NaN, a missing value."""
+        return np.clip((values - self.mean) / self.deviation, -MOST_DEVIATIONS, MOST_DEVIATIONS).astype(np.float32)
 
 
 class Quantizer(_Spec):

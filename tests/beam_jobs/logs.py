@@ -8,7 +8,7 @@ import polars as pl
 ITEM_FEATURES = [
     {"name": "brand", "kind": "categorical"},
     {"name": "tags", "kind": "categorical", "multivalued": True, "max_values": 3},
-    {"name": "price", "kind": "numerical", "bins": 4},
+    {"name": "price", "kind": "numerical", "bins": 4, "standardize": True},
     {
         "name": "image",
         "kind": "multimodal",
@@ -29,6 +29,8 @@ ITEM_FEATURES = [
         "codes": 4,
     },
     {"name": "topic", "kind": "text", "column": "title", "dim": 4, "quantizer": "residual", "codes": 3, "levels": 2},
+    {"name": "cost", "kind": "numerical", "column": "price", "bins": 4, "spacing": "log"},
+    {"name": "tier", "kind": "numerical", "column": "price", "boundaries": [5, 10.5]},
     {"name": "maker", "kind": "categorical", "column": "brand", "hash_buckets": 3},
     {"name": "grade", "kind": "categorical", "column": "brand", "vocabulary": ["brand2", "unseen", "brand0"]},
     {"name": "offer", "kind": "categorical", "cross": ["brand", "price"], "hash_buckets": 1000},

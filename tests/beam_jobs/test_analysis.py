@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from beam_jobs.analysis import fit_item_feature, fit_item_ids, quantile_bins, rank_values
+from beam_jobs.analysis import fit_item_feature, fit_item_ids, rank_values
 from beam_jobs.arranging import ITEM_IDS
 from beam_jobs.encoding import encode_column
 from beam_jobs.parts import sample_by_hash
@@ -63,12 +63,6 @@ def test_a_catalogue_of_nothing_is_refused(tmp_path):
     staging = make_staging(tmp_path, make_items(x=[1]), {"i0": 1})
     with pytest.raises(UserError, match=r"`features.item_id.min_count`: no item has so many training events"):
         fit_item_ids(staging, ItemIds(min_count=2))
-
-
-def test_bins_cut_at_quantiles():
-    assert quantile_bins(np.arange(101.0), 4).boundaries == (25.0, 50.0, 75.0)
-    assert quantile_bins(np.array([3.0, 3.0, 3.0]), 8).boundaries == (3.0,)
-    assert quantile_bins(np.zeros(0), 8).boundaries == ()
 
 
 def test_samples_are_the_smallest_hashes():

@@ -51,6 +51,8 @@ def test_items_have_the_codes_that_a_saved_model_gives(dataset, tmp_path):
         column = one.feature.column
         values = [raw_value(one.feature, rows[each["item_id"][0].decode()][column], dataset) for each in examples]
         inputs[name] = tf.constant(values, specs[name].dtype)
+    stored = module.coder.vectors(inputs, "price").numpy()
+    np.testing.assert_array_equal(stored, [example["vector_price"] for example in examples])
     found = code(**inputs)
     assert set(found) == {feature.name for feature in schema.side("item")} - {"item_id"}
     for name, codes in found.items():

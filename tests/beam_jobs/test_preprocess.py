@@ -2,6 +2,7 @@ import itertools
 import json
 from collections import Counter
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -92,9 +93,14 @@ def test_codes_are_those_of_the_transforms(whole):
     assert [example["item"][0] for example in found] == list(range(2, schema.num_items))
     for example in found:
         row = items.get(example["item_id"][0].decode(), dict.fromkeys(next(iter(items.values()))))
-        for name in ("brand", "price"):
+        standard = np.array([row["price"] for row in items.values() if row["price"] is not None])
+        value = np.nan if row["price"] is None else (row["price"] - standard.mean()) / standard.std()
+        np.testing.assert_allclose(example["vector_price"], [value], rtol=1e-6)
+        tier = 1 if row["price"] is None else 2 + (row["price"] >= 5) + (row["price"] >= 10.5)
+        assert example["item_tier"] == [tier]
+        for name, column in (("brand", "brand"), ("price", "price"), ("cost", "price")):
             transform = schema.feature(name).transform
-            assert example[f"item_{name}"] == transform.encode([row[name]], directory).tolist(), (name, row)
+            assert example[f"item_{name}"] == transform.encode([row[column]], directory).tolist(), (name, row)
         tags = schema.feature("tags").transform.encode(row["tags"] or [None], directory).tolist()
         assert example["item_tags"] == ([*tags[:3], 0, 0, 0])[:3]
         assert example["display_title"] == [(row["title"] or "").encode()]

@@ -4,7 +4,7 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfrec.coders import FeatureCoder, SideCoder, VocabularyCoder, coder
+from tfrec.coders import FeatureCoder, SideCoder, StandardCoder, VocabularyCoder, coder
 from tfrec.schema import Feature
 from tfrec.transforms import (
     Bins,
@@ -13,6 +13,7 @@ from tfrec.transforms import (
     Hashed,
     ProductCodes,
     ResidualCodes,
+    Standard,
     Vocabulary,
     write_arrays,
     write_values,
@@ -138,6 +139,17 @@ def test_bins_coder_equals_counting_the_boundaries_below(boundaries, asked):
     expected = [1 if np.isnan(value) else 2 + sum(value >= boundary for boundary in boundaries) for value in values]
     assert got.tolist() == expected
     np.testing.assert_array_equal(got, Bins(boundaries=tuple(boundaries)).encode(values))
+
+
+@SETTINGS
+@given(asked=st.lists(FLOATS), mean=st.floats(-1e6, 1e6), deviation=st.floats(1e-6, 1e6))
+def test_standard_coder_equals_the_transform(asked, mean, deviation):
+    standard = Standard(mean=mean, deviation=deviation)
+    values = np.array([*asked, mean, -0.0, np.nan, np.inf, -np.inf, 1e308])
+    with np.errstate(over="ignore"):
+        expected = standard.encode(values)
+    np.testing.assert_array_equal(StandardCoder(standard)(tf.constant(values, tf.float64)).numpy()[:, 0], expected)
+    assert abs(expected[~np.isnan(expected)]).max() <= 10
 
 
 def _feature(transform, **more):

@@ -128,6 +128,13 @@ def test_longest_name_is_taken():
         ({"kind": "numerical", "dims_per_group": 3}, "`dims_per_group` is an option of features of kind multimodal"),
         ({"kind": "numerical", "quantiles": 4}, "`quantiles` is an option of features of kind multimodal or text"),
         ({"kind": "numerical", "quantizer": "product"}, "`quantizer` is an option of features of kind multimodal"),
+        ({"kind": "text", "standardize": True}, "`standardize` is an option of features of kind numerical alone"),
+        ({"kind": "categorical", "spacing": "log"}, "`spacing` is an option of features of kind numerical"),
+        ({"kind": "numerical", "boundaries": [1, 2], "bins": 4}, "of kind numerical without `boundaries` alone"),
+        ({"kind": "numerical", "boundaries": [1, 2], "spacing": "log"}, "of kind numerical without `boundaries` alone"),
+        ({"kind": "numerical", "boundaries": [1, 1]}, "`boundaries` must increase"),
+        ({"kind": "numerical", "boundaries": []}, "at least 1 item"),
+        ({"kind": "numerical", "boundaries": [1, float("inf")]}, "finite number"),
         ({"kind": "numerical", "hash_buckets": 8}, "`hash_buckets` is an option of features of kind categorical"),
         ({"kind": "text", "cross": ["a", "b"]}, "`cross` is an option of features of kind categorical"),
         (

@@ -30,9 +30,10 @@ MAX_TABLE = 4096
 
 
 def item_table(schema: Schema, vector_features: Sequence[str] = ()) -> ItemTable:
-    """An empty item table of the schema's size, with the vectors of the features named."""
+    """An empty item table of the schema's size, with the vectors of the features named and all standardised values."""
     num_columns = sum(feature.num_codes for feature in schema.side("item"))
     vector_dims = {name: schema.feature(name).vector_dim or 0 for name in vector_features}
+    vector_dims |= {feature.name: 1 for feature in schema.side("item") if feature.standard is not None}
     return ItemTable(schema.num_items, num_columns, vector_dims, name="item_table")
 
 
@@ -54,6 +55,8 @@ def chosen_features(schema: Schema, item_features: ItemFeatures) -> tuple[Featur
 
 class ItemEmbedder(keras.layers.Layer):
     """Items to their tokens: looks up codes, hides ids in training, embeds each feature.
+
+    To the embedding of a number's bin a vector times its standardised value is added, where the dataset has it.
 
     Args:
         schema: Schema. Of the dataset.
@@ -103,6 +106,7 @@ class ItemEmbedder(keras.layers.Layer):
             for feature in features
             if feature.name not in self.projected_vectors
         ]
+        self.standardised = [feature.name for feature in features if feature.standard is not None]
         self.id_dropout = ItemIdDropout(item_id_dropout, name="id_dropout")
 
     @property
@@ -113,6 +117,13 @@ class ItemEmbedder(keras.layers.Layer):
     def build(self, items_shape: Any = None) -> None:
         self.tokens = ItemTokens(self.specifications, self.embedding_dim, dtype=self.dtype_policy, name="tokens")
         self.tokens.build()
+        self.slopes = {}
+        for name in self.standardised:
+            slope = keras.layers.Dense(
+                self.embedding_dim, use_bias=False, dtype=self.dtype_policy, name=f"{name}_slope"
+            )
+            slope.build((None, 1))
+            self.slopes[name] = slope
         self.projections = {}
         for name in self.projected_vectors:
             dense = keras.layers.Dense(self.embedding_dim, dtype=self.dtype_policy, name=f"{name}_projection")
@@ -129,6 +140,8 @@ class ItemEmbedder(keras.layers.Layer):
             codes = self._without_untrained(codes)
         codes = self.id_dropout(codes, training=training)
         tokens = self.tokens(codes)
+        if self.slopes:
+            tokens = self._with_values(items, tokens)
         if self.projections:
             tokens = self._with_projections(items, tokens)
         if not self.concatenated:
@@ -141,6 +154,13 @@ class ItemEmbedder(keras.layers.Layer):
         ids = codes[..., :1]
         untrained = ops.logical_and(self.table.train_count(ids) == 0, ids > UNKNOWN)
         return ops.concatenate([ops.where(untrained, UNKNOWN, ids), codes[..., 1:]], axis=-1)
+
+    def _with_values(self, items: Tensor, tokens: Tensor) -> Tensor:
+        parts = ops.unstack(tokens, num=len(self.specifications), axis=-2)
+        for place, specification in enumerate(self.specifications):
+            if slope := self.slopes.get(specification["name"]):
+                parts[place] = parts[place] + slope(self.table.vectors(items, specification["name"]))
+        return ops.stack(parts, axis=-2)  # (..., K, D)
 
     def _with_projections(self, items: Tensor, tokens: Tensor) -> Tensor:
         embedded = iter(ops.unstack(tokens, num=len(self.specifications), axis=-2))
@@ -163,7 +183,8 @@ class ItemEmbedder(keras.layers.Layer):
         """The tokens of all codes of a type, `(values, D)`; None for types that are not made of one code."""
         if self.concatenated:
             return [None]
-        sizes = {each["name"]: each["table_sizes"][0] for each in self.specifications if each["num_codes"] == 1}
+        of_one_code = [one for one in self.specifications if one["num_codes"] == 1 and one["name"] not in self.slopes]
+        sizes = {each["name"]: each["table_sizes"][0] for each in of_one_code}
         return [
             self.tokens.embeddings[name](ops.arange(sizes[name], dtype="int32")[:, None])
             if sizes.get(name, MAX_TABLE + 1) <= MAX_TABLE

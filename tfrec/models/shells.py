@@ -124,7 +124,8 @@ class RetrievalModel(keras.Model):
         Args:
             codes: `(V, C)` int. Codes of each item, in the columns of `schema.item_columns()`.
             train_count: `(V,)` int. Training events of each item.
-            vectors: dict. `(V, d)` of each feature with `keep_vectors`; only an ablation reads them.
+            vectors: dict. `(V, d)` of each feature with `keep_vectors`, which only an ablation reads, or with
+                standardised values.
             target_count: `(V,)` int. Those training events that are predicted, where not all are: what in-batch
                 negatives are drawn by. Defaults to `train_count`.
         """

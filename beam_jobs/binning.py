@@ -1,0 +1,47 @@
+"""Fits the bins of numbers, and what standardises them."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfrec.config import FeatureConfig
+from tfrec.transforms import Bins, Standard
+
+
+def fit_bins(values: NDArray[np.float64], feature: FeatureConfig) -> Bins:
+    """At most `bins` bins with boundaries by `spacing`, equal ones being one; none where there are no values.
+
+    Args:
+        values: a sample, without missing ones.
+        feature: gives `bins` and `spacing`, or `boundaries`.
+    """
+    if feature.boundaries is not None:
+        return Bins(boundaries=feature.boundaries, spacing="given")
+    fit = {"quantile": _quantiles, "uniform": _uniform, "log": _log}
+    boundaries = fit[feature.spacing](values, feature.bins) if len(values) else np.zeros(0)
+    return Bins(boundaries=tuple(np.unique(boundaries).tolist()), spacing=feature.spacing)
+
+
+def fit_standard(values: NDArray[np.float64]) -> Standard:
+    """Mean and standard deviation of the values; where they do not vary the deviation is 1."""
+    if len(values) == 0:
+        return Standard(mean=0.0, deviation=1.0)
+    deviation = float(values.std())
+    return Standard(mean=float(values.mean()), deviation=deviation if deviation > 0 else 1.0)
+
+
+def _quantiles(values: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    return np.quantile(values, np.arange(1, bins) / bins)
+
+
+def _uniform(values: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    return np.linspace(values.min(), values.max(), bins + 1)[1:-1]
+
+
+def _log(values: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    """Equal steps of the logarithm over the positive values; what is not positive has the first bin to itself."""
+    positive = values[values > 0]
+    if len(positive) == 0:
+        return np.zeros(0)
+    if len(positive) == len(values):
+        return np.geomspace(positive.min(), positive.max(), bins + 1)[1:-1]
+    return np.geomspace(positive.min(), positive.max(), bins)[:-1]

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from beam_jobs.binning import fit_bins, fit_standard
+from tfrec.config import FeatureConfig
+
+
+def boundaries(values, **options):
+    return fit_bins(np.array(values, float), FeatureConfig(name="price", kind="numerical", **options)).boundaries
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "expected"),
+    [
+        (range(101), {"bins": 4}, [25, 50, 75]),
+        ([3, 3, 3], {"bins": 8}, [3]),
+        ([], {"bins": 8}, []),
+        ([0, 0, 0, 10, 100], {"bins": 4, "spacing": "uniform"}, [25, 50, 75]),
+        ([7, 7], {"bins": 4, "spacing": "uniform"}, [7]),
+        ([], {"spacing": "uniform"}, []),
+        ([1, 2, 3, 10_000], {"bins": 4, "spacing": "log"}, [10, 100, 1000]),
+        ([-5, 0, 1, 2, 1000], {"bins": 4, "spacing": "log"}, [1, 10, 100]),
+        ([-5, 0], {"bins": 4, "spacing": "log"}, []),
+        ([0.5, 100], {"boundaries": [1, 2.5]}, [1, 2.5]),
+        ([], {"boundaries": [1, 2.5]}, [1, 2.5]),
+    ],
+)
+def test_boundaries_by_hand(values, options, expected):
+    assert boundaries(values, **options) == pytest.approx(expected)
+
+
+def test_what_is_not_positive_has_the_first_bin_to_itself():
+    bins = fit_bins(
+        np.array([-5.0, 0, 0.25, 2, 1000]), FeatureConfig(name="x", kind="numerical", bins=3, spacing="log")
+    )
+    assert bins.encode([-9.0, -0.0, 0.0, 0.25, 1000.0, np.nan]).tolist() == [2, 2, 2, 3, 4, 1]
+
+
+def test_numbers_are_standardised_by_mean_and_deviation():
+    standard = fit_standard(np.array([1.0, 3.0, 5.0, 7.0]))
+    assert (standard.mean, standard.deviation) == (4.0, pytest.approx(5**0.5))
+    values = standard.encode(np.array([4.0, 4 + 5**0.5, 1e300, -1e300, np.nan]))
+    np.testing.assert_allclose(values, [0, 1, 10, -10, np.nan], rtol=1e-6)
+    assert fit_standard(np.array([2.0, 2.0])).encode(np.array([3.0])).tolist() == [1.0]
+    assert fit_standard(np.zeros(0)).encode(np.array([3.0])).tolist() == [3.0]
