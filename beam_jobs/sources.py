@@ -9,12 +9,13 @@ from typing import IO, Any, Literal
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from beam_jobs.jsonlines import column_names, read_blocks
+from beam_jobs.jsonlines import Broken, column_names, read_blocks
 from tfrec.config import Source, suggest
 from tfrec.errors import UserError
 
@@ -263,9 +264,9 @@ def _read_parquet(fragment: Fragment, columns: Sequence[str], source: Source) ->
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         parquet = pa.parquet.ParquetFile(file, page_checksum_verification=True)
         for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=list(fragment.row_groups), columns=list(columns)):
-            frame = pl.DataFrame(pa.Table.from_batches([batch]))
-            yield Batch(fragment.file, _numbered(frame, range(row, row + len(frame))))
-            row += len(frame)
+            frame, rows, broken = _as_frame(batch, range(row, row + len(batch)))
+            yield Batch(fragment.file, _numbered(frame, rows), broken)
+            row += len(batch)
 
 
 def _csv_options(path: str, source: Source) -> dict[str, Any]:
@@ -298,6 +299,7 @@ def _read_csv(fragment: Fragment, columns: Sequence[str], source: Source) -> Ite
 
     def skip(row: pa.csv.InvalidRow) -> str:
         rule = f"has {row.actual_columns} columns, must have {row.expected_columns}"
+        rule += " (several lines in quotes, perhaps one that is not closed)" if "\n" in row.text.strip() else ""
         broken.append((row.number - header_rows, row.text, rule))
         return "skip"
 
@@ -305,7 +307,7 @@ def _read_csv(fragment: Fragment, columns: Sequence[str], source: Source) -> Ite
     options["parse_options"].invalid_row_handler = skip
     options["convert_options"] = pa.csv.ConvertOptions(
         include_columns=list(columns),
-        column_types=dict.fromkeys(columns, pa.string()),
+        column_types=dict.fromkeys(columns, pa.binary()),  # texts, once they are known to be valid
         strings_can_be_null=True,
         null_values=[""],
     )
@@ -315,8 +317,9 @@ def _read_csv(fragment: Fragment, columns: Sequence[str], source: Source) -> Ite
             taken = {row for row, _, _ in broken}
             rows = list(_free_numbers(next_row, len(batch), taken))
             next_row = rows[-1] + 1 if rows else next_row
-            frame = _numbered(pl.DataFrame(pa.Table.from_batches([batch])), rows)
-            yield Batch(fragment.file, frame, broken[reported:])
+            frame, rows, invalid = _as_frame(batch, rows)
+            frame, lines = _without_lines_in_ids(_numbered(frame, rows), source)
+            yield Batch(fragment.file, frame, [*broken[reported:], *invalid, *lines])
             reported = len(broken)
     if broken[reported:]:
         yield Batch(fragment.file, pl.DataFrame({ROW: pl.Series([], dtype=pl.Int64)}), broken[reported:])
@@ -336,6 +339,58 @@ def _read_jsonl(fragment: Fragment, columns: Sequence[str], source: Source) -> I
             yield Batch(fragment.file, _numbered(frame, rows), broken)
 
 
+def _as_frame(batch: pa.RecordBatch, rows: Sequence[int]) -> tuple[pl.DataFrame, Sequence[int], Broken]:
+    """The rows of a batch whose texts are valid UTF-8, their numbers, and the others as broken.
+
+    Bytes are taken for texts. Only what has been checked may become a polars frame, which trusts its texts.
+    """
+    texts = {pa.binary(): pa.string(), pa.large_binary(): pa.large_string()}
+    columns = [
+        pc.cast(column, options=pc.CastOptions(texts[column.type], allow_invalid_utf8=True))
+        if column.type in texts
+        else column
+        for column in batch.columns
+    ]
+    checked = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    try:
+        checked.validate(full=True)
+        return pl.DataFrame(pa.Table.from_batches([checked])), rows, []
+    except pa.ArrowInvalid:
+        invalid = {
+            place: name
+            for name, column in zip(checked.schema.names, columns, strict=True)
+            for place in range(len(column))
+            if not _is_valid(column.slice(place, 1))
+        }
+    good = [place for place in range(len(checked)) if place not in invalid]
+    rule = "column {}: must be valid UTF-8 (or set `encoding` of the source)"
+    broken = [(rows[place], "", rule.format(invalid[place])) for place in sorted(invalid)]
+    return pl.DataFrame(pa.Table.from_batches([checked.take(pa.array(good))])), [rows[place] for place in good], broken
+
+
+def _is_valid(column: pa.Array) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _without_lines_in_ids(frame: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, Broken]:
+    """Takes the rows of a CSV out whose ids hold line breaks: a quote that is not closed swallows lines."""
+    names = [source.columns.get(role, role) for role in ("user_id", "item_id")]
+    held = [pl.col(name).str.contains("\n", literal=True) for name in names if name in frame.columns]
+    if not held:
+        return frame, []
+    swallowed = frame.select(pl.any_horizontal(held).fill_null(False)).to_series()
+    if not swallowed.any():
+        return frame, []
+    rule = "an id holds a line break, perhaps by a quote that is not closed"
+    rows = frame.filter(swallowed)
+    broken = [(row[ROW], ",".join(str(row[name]) for name in names if name in row), rule) for row in rows.to_dicts()]
+    return frame.filter(~swallowed), broken
+
+
 def _numbered(frame: pl.DataFrame, rows: Iterable[int]) -> pl.DataFrame:
     if isinstance(rows, range):
         return frame.with_columns(pl.int_range(rows.start, rows.stop, dtype=pl.Int64).alias(ROW))
@@ -345,6 +400,8 @@ def _numbered(frame: pl.DataFrame, rows: Iterable[int]) -> pl.DataFrame:
 def _unreadable(path: str, error: BaseException) -> UserError:
     reason = " ".join(str(error).split())
     hint = " Set `encoding` of the source." if "utf" in reason.lower() and isinstance(error, pa.ArrowInvalid) else ""
+    if "straddling" in reason:
+        reason = f"a row of more than {_BLOCK_BYTES >> 20} MiB, perhaps a quote that is not closed"
     return UserError(f"{path}: cannot be read: {reason[:300].rstrip('.')}.{hint}")
 
 
