@@ -317,8 +317,8 @@ def _read_csv(fragment: Fragment, columns: Sequence[str], source: Source) -> Ite
             taken = {row for row, _, _ in broken}
             rows = list(_free_numbers(next_row, len(batch), taken))
             next_row = rows[-1] + 1 if rows else next_row
-            frame, rows, invalid = _as_frame(batch, rows)
-            frame, lines = _without_lines_in_ids(_numbered(frame, rows), source)
+            frame, valid_rows, invalid = _as_frame(batch, rows)
+            frame, lines = _without_lines_in_ids(_numbered(frame, valid_rows), source)
             yield Batch(fragment.file, frame, [*broken[reported:], *invalid, *lines])
             reported = len(broken)
     if broken[reported:]:
@@ -352,28 +352,32 @@ def _as_frame(batch: pa.RecordBatch, rows: Sequence[int]) -> tuple[pl.DataFrame,
         for column in batch.columns
     ]
     checked = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-    try:
-        checked.validate(full=True)
+    if _is_valid(checked):
         return pl.DataFrame(pa.Table.from_batches([checked])), rows, []
-    except pa.ArrowInvalid:
-        invalid = {
-            place: name
-            for name, column in zip(checked.schema.names, columns, strict=True)
-            for place in range(len(column))
-            if not _is_valid(column.slice(place, 1))
-        }
+    invalid = {
+        place: name
+        for name, column in zip(checked.schema.names, columns, strict=True)
+        for place in range(len(column))
+        if not _is_valid(_values_of(column.slice(place, 1)))
+    }
     good = [place for place in range(len(checked)) if place not in invalid]
+    kept = [column.take(pa.array(good, pa.int64())) for column in columns]
     rule = "column {}: must be valid UTF-8 (or set `encoding` of the source)"
     broken = [(rows[place], "", rule.format(invalid[place])) for place in sorted(invalid)]
-    return pl.DataFrame(pa.Table.from_batches([checked.take(pa.array(good))])), [rows[place] for place in good], broken
+    return pl.DataFrame(pa.table(kept, names=checked.schema.names)), [rows[place] for place in good], broken
 
 
-def _is_valid(column: pa.Array) -> bool:
+def _is_valid(values: pa.Array | pa.RecordBatch) -> bool:
     try:
-        column.validate(full=True)
+        values.validate(full=True)
     except pa.ArrowInvalid:
         return False
     return True
+
+
+def _values_of(column: pa.Array) -> pa.Array:
+    """What lists hold: a part of a column of lists is validated with the values of all of it."""
+    return column.flatten() if isinstance(column, pa.ListArray | pa.LargeListArray) else column
 
 
 def _without_lines_in_ids(frame: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, Broken]:

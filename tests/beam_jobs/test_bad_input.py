@@ -160,6 +160,44 @@ def test_a_rejected_row_of_an_item_does_not_shadow_a_later_good_one(tmp_path):
     assert found["i7"]["display_title"] == [good["title"].encode()]
 
 
+def test_columns_may_change_their_type_between_files(tmp_path):
+    """Numbers in one file, texts in the next, lists in the last: what can be read is, the rest is accounted for."""
+    times, numbers = [1_600_000_000, 1_600_000_001], [7, 8]
+    files = [
+        {"user_id": numbers, "item_id": numbers, "time": times, "size": [1.5, 2.0]},
+        {"user_id": ["7", "b"], "item_id": ["7", "y"], "time": [str(time) for time in times], "size": ["1.5", "L"]},
+        {"user_id": [["7"], ["b"]], "item_id": ["7", "y"], "time": times, "size": [True, None]},
+    ]
+    for place, columns in enumerate(files):
+        pl.DataFrame(columns).write_parquet(tmp_path / f"part-{place}.parquet")
+    data = {"out": str(tmp_path / "dataset"), "events": {"files": [str(tmp_path / "part-*.parquet")]}}
+    features = {"events": [{"name": "size", "kind": "categorical"}]}
+    directory = run(parse({"data": data, "features": features}))
+    account = manifest.read_manifest(directory)["account"]["events"]
+    assert (account["input"], account["stored"]) == (6, 4)
+    assert account["files"]["part-2.parquet"]["rejected"] == {"user_id: must be a text or a whole number": 2}
+    found = {example["user_id"][0].decode(): example for example in read_examples(directory, "histories")}
+    sizes = read_values(directory / "vocabularies" / "size.txt")
+    assert {user: [sizes[code - 2] for code in example["event_size"]] for user, example in found.items()} == {
+        "7": ["1.5", "1.5"],
+        "8": ["2"],
+        "b": ["L"],
+    }
+
+
+def test_texts_that_are_no_utf8_are_in_the_account(tmp_path):
+    lines = [b"user_id,item_id,time", b"a,x,1600000000", b"b,\xff,1600000001", b"a,z,1600000002"]
+    (tmp_path / "events.csv").write_bytes(b"\n".join(lines) + b"\n")
+    data = {"out": str(tmp_path / "dataset"), "events": {"files": [str(tmp_path / "events.csv")]}}
+    directory = run(parse({"data": data}))
+    account = manifest.read_manifest(directory)["account"]["events"]
+    rule = "column item_id: must be valid UTF-8 (or set `encoding` of the source)"
+    assert account["files"]["events.csv"]["rejected"] == {rule: 1}
+    assert (account["input"], account["stored"]) == (3, 2)
+    rejects = (directory / "rejected" / "events.jsonl").read_text().splitlines()
+    assert json.loads(rejects[0]) == {"file": "events.csv", "row": 2, "column": "", "value": "", "rule": rule}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
@@ -113,7 +114,7 @@ def test_broken_csv_lines_are_told_by_their_row(tmp_path):
     assert rows.select("user_id", ROW).rows() == [("a", 1), ("c", 3), ("e", 5)]
     assert [(name, row, rule) for name, row, _, rule in broken] == [
         ("log.csv", 2, "has 2 columns, must have 3"),
-        ("log.csv", 4, "has 4 columns, must have 3"),
+        ("log.csv", 4, "has 4 columns, must have 3 (several lines in quotes, perhaps one that is not closed)"),
     ]
 
 
@@ -123,8 +124,80 @@ def test_a_csv_without_header_and_in_another_encoding(tmp_path):
     rows, broken = read_all(Source(files=[path], header=header, delimiter=";", encoding="latin-1"))
     assert rows.select("item_id", ROW).rows() == [("Käse", 1)]
     assert [line[1] for line in broken] == [2]
-    with pytest.raises(UserError, match=r"log.csv: cannot be read: .*invalid UTF8.* Set `encoding` of the source"):
-        read_all(Source(files=[path], header=header, delimiter=";"))
+    path = write_csv(tmp_path / "more.csv", "a;Käse;1\nb;x;2\n", encoding="latin-1")
+    rows, broken = read_all(Source(files=[path], header=header, delimiter=";"))
+    assert rows.select("item_id", ROW).rows() == [("x", 2)]
+    assert broken == [("more.csv", 1, "", "column item_id: must be valid UTF-8 (or set `encoding` of the source)")]
+
+
+def invalid_texts():
+    """Three texts, the second no UTF-8, as Parquet writers that do not check them leave them."""
+    offsets, content = np.array([0, 1, 3, 4], np.int32), b"a\xffbc"
+    return pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(offsets), pa.py_buffer(content)])
+
+
+def write_invalid(folder, kind):
+    """A log of three rows, the user of the second no UTF-8."""
+    path = folder / ("log.csv" if kind == "csv" else "log.parquet")
+    if kind == "csv":
+        path.write_bytes(b"user_id,item_id,time\na,x,1\n\xffb,y,2\nc,z,3\n")
+        return path
+    users = {
+        "texts": invalid_texts(),
+        "bytes": pa.array([b"a", b"\xffb", b"c"]),
+        "lists": pa.ListArray.from_arrays(pa.array([0, 1, 2, 3]), invalid_texts()),
+    }[kind]
+    pa.parquet.write_table(pa.table({"user_id": users, "item_id": ["x", "y", "z"], "time": [1, 2, 3]}), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "texts", "bytes", "lists"])
+def test_texts_that_are_no_utf8_cost_their_rows_alone(tmp_path, kind):
+    rows, broken = read_all(Source(files=[str(write_invalid(tmp_path, kind))]))
+    assert rows.select("item_id", ROW).rows() == [("x", 1), ("z", 3)]
+    assert rows["user_id"].explode().to_list() == ["a", "c"]
+    assert [(row, rule) for _, row, _, rule in broken] == [
+        (2, "column user_id: must be valid UTF-8 (or set `encoding` of the source)")
+    ]
+
+
+def test_quotes_that_are_not_closed_are_told(tmp_path):
+    lines = ["user_id,item_id,time", "a,x,1", 'b,"y,2', "c,z,3", 'd,w",4', "e,v,5", 'f,"u,6', "g,t,7"]
+    rows, broken = read_all(Source(files=[write_csv(tmp_path / "log.csv", "\n".join(lines) + "\n")]))
+    assert rows.select("user_id", "item_id").rows() == [("a", "x"), ("e", "v")]
+    assert [(text, rule) for _, _, text, rule in broken] == [
+        (
+            'f,"u,6\ng,t,7',
+            "has 2 columns, must have 3 (several lines in quotes, perhaps one that is not closed)",
+        ),
+        ("b,y,2\nc,z,3\nd,w", "an id holds a line break, perhaps by a quote that is not closed"),
+    ]
+    endless = write_csv(tmp_path / "endless.csv", 'user_id,item_id,time\na,"x,1\n' + "b,y,2\n" * 4_000_000)
+    with pytest.raises(UserError, match=r"endless.csv: cannot be read: a row of more than 8 MiB, perhaps a quote that"):
+        read_all(Source(files=[endless]))
+
+
+@pytest.mark.parametrize("suffix", ["csv.gz", "jsonl.gz"])
+def test_a_compressed_file_cut_behind_its_first_rows_is_told_in_one_line(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    users = rng.integers(0, 1 << 60, 200_000).astype(str)
+    frame = pl.DataFrame({"user_id": users, "item_id": users[::-1], "time": np.arange(len(users))})
+    content = frame.write_csv().encode() if suffix == "csv.gz" else frame.write_ndjson().encode()
+    path = tmp_path / f"cut.{suffix}"
+    path.write_bytes(gzip.compress(content, 1)[:-20_000])
+    with pytest.raises(UserError, match=rf"cut.{suffix}: cannot be read: Truncated compressed stream\.$"):
+        read_all(Source(files=[str(path)]))
+
+
+def test_a_hole_in_a_parquet_file_is_told_in_one_line(tmp_path):
+    users = [f"user{number * 7919 % 10_007}" for number in range(50_000)]
+    table = pa.table({"user_id": users, "item_id": users, "time": range(50_000)})
+    pa.parquet.write_table(table, tmp_path / "log.parquet", row_group_size=5000)
+    content = bytearray((tmp_path / "log.parquet").read_bytes())
+    content[20_000:40_000] = bytes(20_000)
+    (tmp_path / "log.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"log.parquet: cannot be read: [^\n]*$"):
+        read_all(Source(files=[str(tmp_path / "log.parquet")]))
 
 
 def test_json_lines_of_mixed_types_and_broken_ones(tmp_path):
