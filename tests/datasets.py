@@ -17,7 +17,7 @@ from tfrec import columns as column_cache
 from tfrec.columns import Catalogue, Histories
 from tfrec.manifest import write_json, write_manifest
 from tfrec.schema import Feature, Label, Schema, Split
-from tfrec.transforms import Bins, Cross, GroupQuantiles, Hashed, Vocabulary, write_arrays, write_values
+from tfrec.transforms import Bins, Cross, GroupQuantiles, Hashed, Standard, Vocabulary, write_arrays, write_values
 
 TIME_ORIGIN = 1_600_000_000 - 1_600_000_000 % 86_400
 EVENT_TYPES = ("view", "purchase")
@@ -76,7 +76,7 @@ def make_dataset(
         min_events: of a user, at least.
         max_events: of a user, at most (at most `items` without repeats).
         side_features: also a user feature `segment` and `tags` (multi-valued), event features `device`, `network`
-            (hashed) and `mood` (their cross), and a label `liked`.
+            (hashed) and `mood` (their cross), a label `liked`, and standardised values of items' prices.
         follow: share of steps to the next item of the ring.
         files: history files.
         write_cache: also write the column cache, from which NumPy alone reads.
@@ -229,7 +229,12 @@ def _schema(
             num_codes=3,
         ),
         Feature(
-            name="price", side="item", kind="numerical", column="price", transform=Bins(boundaries=(1.0, 5.0, 20.0))
+            name="price",
+            side="item",
+            kind="numerical",
+            column="price",
+            transform=Bins(boundaries=(1.0, 5.0, 20.0)),
+            standard=Standard(mean=10.0, deviation=8.0) if options["side_features"] else None,
         ),
         Feature(
             name="image",
@@ -388,10 +393,18 @@ def _item_examples(made: Made) -> Iterator[dict[str, Any]]:
             "display_title": made.titles[item],
             "vector_image": made.vectors[item],
         }
+        if made.schema.feature("price").standard is not None:
+            example["vector_price"] = _standard_prices(made)[item]
         for name, part in made.schema.item_columns().items():
             if name != "item_id":
                 example[f"item_{name}"] = made.codes[item, part]
         yield example
+
+
+def _standard_prices(made: Made) -> np.ndarray:
+    """Of each item the standardised price, one of 0.5, 3, 12 and 30 by its bin; 0 where it is missing."""
+    prices = np.array([10.0, 10.0, 0.5, 3.0, 12.0, 30.0])[made.codes[:, made.schema.item_columns()["price"]][:, 0]]
+    return ((prices - 10) / 8).astype(np.float16)
 
 
 def _user_example(schema: Schema, user: Mapping[str, Any]) -> dict[str, Any]:
@@ -434,7 +447,10 @@ def _write_cache(directory: Path, made: Made, files: int) -> None:
         codes=made.codes.astype(np.int32),
         train_count=made.train_count,
         retired=np.zeros(len(made.train_count), np.bool_),
-        vectors={"image": made.vectors.astype(np.float16)},
+        vectors={
+            "image": made.vectors.astype(np.float16),
+            **({"price": _standard_prices(made)[:, None]} if made.schema.feature("price").standard is not None else {}),
+        },
         item_ids=made.item_ids,
         display={"title": made.titles},
     )

@@ -125,6 +125,9 @@ def raw_items(schema: Schema, catalogue: Catalogue, directory: Path, items: NDAr
         elif feature.name != ITEM_ID:
             codes = catalogue.codes[items, schema.item_columns()[feature.name]]
             raw[feature.name] = raw_values(feature, codes, directory)
+        if feature.standard is not None:
+            values = feature.standard.mean + feature.standard.deviation * catalogue.vectors[feature.name][items, 0]
+            raw[feature.name] = np.where(np.isnan(raw[feature.name]), np.nan, values.astype(np.float64))
     return raw
 
 

@@ -259,6 +259,14 @@ def test_saved_configuration_spells_out_every_default_and_loads_as_the_same(tmp_
     assert text["features"]["items"][0]["bins"] == 32
 
 
+def test_the_page_of_the_dataset_shows_features_that_are_taken():
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text("utf-8")
+    shown = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    features = parse({"data": {"out": "d"}, **shown}).features.items
+    assert {one.quantizer for one in features if one.is_vector} == {"residual", "product"}
+    assert [one.cross for one in features if one.cross] == [("brand", "price")]
+
+
 def test_suggestion_is_the_nearest_word_or_all_of_them():
     assert suggest("epohcs", ["epochs", "seed"]) == "did you mean `epochs`?"
     assert suggest("x", ["epochs", "a"]) == "known: a, epochs."
