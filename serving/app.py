@@ -75,7 +75,7 @@ class ModelServer:
         settings = settings or Settings()
         self.host = host
         listing = _Listing(models)
-        self._socket = None if rest_port is None else _listen(host, rest_port)
+        self._socket = None if rest_port is None else _listen(host, rest_port, "REST")
         self._serving = False
         self._closing: list[Callable[[], object]] = []
         try:
@@ -124,6 +124,8 @@ class ModelServer:
             log,
             settings.reload_roots or listing.roots,
         )
+        if grpc_port:
+            _listen(self.host, grpc_port, "gRPC").close()  # gRPC's own refusal comes with lines of its library
         self._grpc = GrpcServer(core, host=self.host, port=grpc_port)
         self.grpc_port = self._grpc.port
         self._rest: _RestServer | None = None
@@ -224,7 +226,7 @@ class _RestServer:
         self._socket.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, protocol: str) -> socket.socket:
     """A socket bound to the port; it takes connections once it listens."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off (40 ms an answer) only where the protocol is named.
@@ -236,7 +238,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise UserError(
-            f"{host}:{port}: cannot listen there for REST ({error.strerror}); stop what uses the port or give another."
+            f"{host}:{port}: cannot listen there for {protocol} ({error.strerror}); stop what uses the port or give "
+            "another."
         ) from None
     return listener
 

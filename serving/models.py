@@ -71,6 +71,11 @@ class Models:
         except ServingError:
             if self._complete:
                 raise
+        if not self._models:
+            _LOGGER.warning("no model has a version yet; looking again every %g s", self._find_seconds)
+        for name, model in self._models.items():
+            if not model.available():
+                _LOGGER.warning("%s: no version answers yet", name)
         if self._find_seconds > 0:
             self._start_thread(partial(self._keep_finding, found))
 

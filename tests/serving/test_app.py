@@ -125,11 +125,19 @@ def test_connection_serves_on_after_an_error(server: ModelServer) -> None:
     assert statuses == [400, 200, 400, 200]
 
 
-def test_port_in_use_is_one_line(models: Path, server: ModelServer) -> None:
+def test_port_in_use_is_one_line(models: Path, server: ModelServer, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=f"127.0.0.1:{server.rest_port}: cannot listen there for REST"):
         ModelServer(models, rest_port=server.rest_port, grpc_port=0)
     with pytest.raises(UserError, match=f"127.0.0.1:{server.grpc_port}: cannot listen there for gRPC"):
         ModelServer(models, rest_port=0, grpc_port=server.grpc_port)
+    assert "add_port" not in capfd.readouterr().err  # a line of gRPC's library
+
+
+def test_a_model_without_a_version_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "models" / "empty").mkdir(parents=True)
+    with ModelServer(tmp_path / "models", rest_port=0, grpc_port=0):
+        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["no model has a version yet; looking again every 1 s"]
 
 
 def test_listens_on_loopback_alone(server: ModelServer) -> None:
