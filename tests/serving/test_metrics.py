@@ -124,7 +124,8 @@ def test_log_in_json(monitored: Client, monkeypatch: pytest.MonkeyPatch) -> None
         except ValueError:
             logger.exception("surprise")
     finally:
-        logger.handlers, logger.propagate, logger.level = before
+        logger.handlers, logger.propagate = before[:2]
+        logger.setLevel(before[2])
     records = [json.loads(line) for line in stream.getvalue().splitlines()]
     requests = [record["request"] for record in records if "request" in record]
     rest, rpc = requests
