@@ -5,10 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import conformance
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before anything imports TensorFlow
+settings.register_profile("equal", derandomize=True)  # the same examples in every run
+settings.load_profile("equal")
 _HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 
 

@@ -148,7 +148,8 @@ def test_standard_coder_equals_the_transform(asked, mean, deviation):
     values = np.array([*asked, mean, -0.0, np.nan, np.inf, -np.inf, 1e308])
     with np.errstate(over="ignore"):
         expected = standard.encode(values)
-    np.testing.assert_array_equal(StandardCoder(standard)(tf.constant(values, tf.float64)).numpy()[:, 0], expected)
+    got = StandardCoder(standard)(tf.constant(values, tf.float64)).numpy()[:, 0]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=np.finfo(np.float32).tiny)  # TensorFlow flushes subnormals
     assert abs(expected[~np.isnan(expected)]).max() <= 10
 
 

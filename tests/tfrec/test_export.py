@@ -325,7 +325,8 @@ def test_killed_publishing_leaves_only_whole_versions(versions, tmp_path):
             verify(model / str(number), whole=True)
     with published(model / str(publishing.next_version(model))):
         pass  # what the last one left behind is removed by the next
-    assert not list(model.glob(".tmp-*"))
+    left = [path for path in model.glob(".tmp-*") if path.suffix != ".lock"]  # a killed holder's lock is free
+    assert not left
 
 
 @pytest.mark.slow
