@@ -74,7 +74,8 @@ class RankingInputs(keras.layers.Layer):
         return len(self.user_tables)
 
     def build(self, batch_shape: Any = None) -> None:
-        for layer in (self.embedder, self.context, *self.user_tables.values()):
+        layers: list[keras.layers.Layer] = [self.embedder, self.context, *self.user_tables.values()]
+        for layer in layers:
             layer.build()
         self.built = True
 
