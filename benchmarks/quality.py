@@ -68,11 +68,19 @@ def _ablations(config: str) -> tuple[Row, ...]:
     return tuple(Row(f"heterrec {name}", config, 1, change, "heterrec") for name, change in changes.items())
 
 
+def _rows(dataset: str, *models: str) -> tuple[Row, ...]:
+    """Rows of one seed, each compared with SASRec."""
+    return tuple(Row(model, f"{model}_{dataset}", against="sasrec") for model in models)
+
+
+AT_10_TO_200 = tuple(f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (10, 50, 100, 200))
+
 TABLES = {
     "amazon_beauty": Table(
-        ("recall@5", "recall@10", "recall@50", "ndcg@5", "ndcg@10", "ndcg@50"),
+        AT_10_TO_200,
         (
             Row("popularity", "popularity_amazon_beauty"),
+            *_rows("amazon_beauty", "gru4rec", "bert4rec", "pinnerformer"),
             Row("sasrec", "sasrec_amazon_beauty", 3),
             Row("hstu", "hstu_amazon_beauty", 1, against="sasrec"),
             Row("heterrec", "heterrec_amazon_beauty", 3, against="sasrec"),
@@ -80,10 +88,12 @@ TABLES = {
         ),
     ),
     "online_retail": Table(
-        ("recall@10", "recall@50", "recall@100", "ndcg@10", "ndcg@50", "ndcg@100"),
-        tuple(
-            Row(name, f"{name}_online_retail", against=None if name in ("popularity", "sasrec") else "sasrec")
-            for name in ("popularity", "sasrec", "hstu", "heterrec")
+        AT_10_TO_200,
+        (
+            Row("popularity", "popularity_online_retail"),
+            *_rows("online_retail", "gru4rec", "bert4rec", "pinnerformer"),
+            Row("sasrec", "sasrec_online_retail"),
+            *_rows("online_retail", "hstu", "heterrec"),
         ),
     ),
     "movielens_1m": Table(

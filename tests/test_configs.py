@@ -16,6 +16,7 @@ from tfrec.objectives import build_objective
 
 FOLDER = Path(__file__).parents[1] / "configs"
 MODELS = ("heterrec", "sasrec", "hstu", "popularity")
+BASELINES = ("bert4rec", "gru4rec", "pinnerformer")
 DATASETS = ("shop", "amazon_beauty", "movielens_1m", "online_retail")
 
 
@@ -26,6 +27,7 @@ def data_folder(monkeypatch):
 
 def test_there_is_one_of_every_model_and_data_set():
     wanted = {f"{model}_{dataset}.yaml" for model in MODELS for dataset in DATASETS}
+    wanted |= {f"{model}_{dataset}.yaml" for model in BASELINES for dataset in DATASETS if dataset != "movielens_1m"}
     assert wanted <= set(os.listdir(FOLDER))
 
 
@@ -33,7 +35,7 @@ def test_there_is_one_of_every_model_and_data_set():
 def test_config_is_valid_and_named_after_model_and_data_set(path):
     config = load(path)
     model, dataset = config.model["name"], Path(config.data.out).name
-    assert path.stem == f"{model}_{dataset}"
+    assert path.stem in (f"{model}_{dataset}", f"{model}_large_{dataset}")
     assert config.data.out == f"datasets/{dataset}"
     assert config.data.recipe is None or config.data.recipe.name in RECIPES
     assert config.data.recipe is not None or config.data.events is not None
@@ -83,15 +85,15 @@ def test_the_shop_is_made_and_read(tmp_path):
     assert "label_click" not in histories.columns  # a label of impressions
 
 
-@pytest.mark.parametrize("model", ["sasrec", "hstu"])
-def test_movielens_has_the_published_settings(model):
-    config = load(FOLDER / f"{model}_movielens_1m.yaml")
+@pytest.mark.parametrize(("name", "num_blocks", "num_heads"), [("sasrec", 2, 1), ("hstu", 2, 1), ("hstu_large", 8, 2)])
+def test_movielens_has_the_published_settings(name, num_blocks, num_heads):
+    config = load(FOLDER / f"{name}_movielens_1m.yaml")
     assert config.model == {
-        "name": model,
+        "name": name.removesuffix("_large"),
         "history_length": 200,
         "embedding_dim": 50,
-        "num_blocks": 2,
-        "num_heads": 1,
+        "num_blocks": num_blocks,
+        "num_heads": num_heads,
         "dropout": 0.2,
     }
     assert config.objective == {"name": "sampled_softmax", "num_negatives": 128, "temperature": 0.05}
