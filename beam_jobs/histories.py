@@ -57,7 +57,7 @@ def history_columns(
         columns[f"event_{name}"] = Column(codes.reshape(-1), starts * codes.shape[1])
     for name, codes in encode_features(users, "user_", schema.side("user"), directory).items():
         columns[f"user_{name}"] = Column.fixed(codes)
-    if schema.has_impressions:
+    if schema.impressions is not None:
         columns.update(_impression_columns(arranged, item_codes, schema))
     return columns
 

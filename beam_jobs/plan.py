@@ -13,7 +13,7 @@ from beam_jobs.validation import Field, FieldKind
 from beam_jobs.vocabularies import given_values
 from tfrec.config import Config, FeatureConfig, Filters, suggest
 from tfrec.errors import UsageError
-from tfrec.schema import Label
+from tfrec.schema import Impressions, Label
 
 _ROLE_KINDS: dict[str, FieldKind] = {
     "user_id": "id",
@@ -84,6 +84,17 @@ class Plan:
     def has_sessions(self) -> bool:
         """The events have session ids, or times to cut by."""
         return self.has_time or self.events.has("session")
+
+    @property
+    def stored_impressions(self) -> Impressions | None:
+        """What is stored of impressions; None where there are none."""
+        if self.impressions is None:
+            return None
+        return Impressions(
+            labels=tuple(label.name for label in self.impressions.labels),
+            has_positions=self.impressions.has("position"),
+            has_requests=self.impressions.has("request"),
+        )
 
 
 def make_plan(config: Config) -> Plan:

@@ -255,7 +255,7 @@ def make_schema(plan: Plan, staging: Path, fitted: Fitted, growth: Growth | None
         has_time=plan.has_time,
         has_sessions=plan.has_sessions,
         session_gap_seconds=_session_gap(plan),
-        has_impressions=plan.impressions is not None,
+        impressions=plan.stored_impressions,
         time_origin=growth.time_origin(time_origin) if growth else time_origin,
         max_events=config.histories.max_events,
         repeats=config.data.repeats,

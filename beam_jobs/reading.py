@@ -20,6 +20,7 @@ from beam_jobs.plan import EXCLUDE_PREFIX, LABEL_PREFIX, REQUIRE_PREFIX, LogPlan
 from beam_jobs.sources import ROW, Batch, Fragment, as_bytes, from_bytes, list_fragments, read_batches
 from beam_jobs.staging import Chunk, bucket_name, encode_texts, join_chunks
 from beam_jobs.validation import REJECT_SCHEMA, broken_rejects, check_batch, empty_rejects, reject
+from tfrec.schema import MISSING_LABEL
 
 logger = logging.getLogger("beam_jobs")
 
@@ -101,8 +102,8 @@ def _filter_rows(checked: pl.DataFrame, plan: LogPlan) -> tuple[pl.DataFrame, di
 def _finish_columns(checked: pl.DataFrame, plan: LogPlan, file: int) -> pl.DataFrame:
     labels = [
         COMPARE[label.operator](checked[LABEL_PREFIX + label.name], label.value)
-        .fill_null(False)
         .cast(pl.Int8)
+        .fill_null(MISSING_LABEL)
         .alias(f"label_{label.name}")
         for label in plan.labels
     ]

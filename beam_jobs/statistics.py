@@ -117,7 +117,7 @@ def make_statistics(staging: Path, directory: Path, plan: Plan, schema: Schema, 
             if feature.name != ITEM_ID
         },
     }
-    if schema.has_impressions:
+    if schema.impressions is not None:
         shares = split_counts(read_parts(staging, "impression_split"), "impressions")
         document["impressions_by_split"] = dict(zip(_SPLITS, shares, strict=True))
     if schema.has_time:

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from tfrec.models.shells import is_event
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -170,7 +172,70 @@ def check_model(
         tmp_path: for the weights.
         rebuild: makes the same model afresh, catalogue set.
     """
-    assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == parameters
+    assert count_parameters(model) == parameters
+    history = learn(model, batches)
+    assert history["loss"][-1] < 0.9 * history["loss"][0]
+    assert set(history) == {"loss", *model.objective.metric_names}
+
+    again = reloaded(model, rebuild, tmp_path)
+    query = {
+        key: value[:, :-1] if value.ndim > 1 and key[:5] != "user_" else value for key, value in batches[0].items()
+    }
+    query["request_time"] = query["time"].max(axis=1) if "time" in query else np.zeros(len(query["item"]), np.int32)
+    np.testing.assert_allclose(to_numpy(again.encode_users(query)), to_numpy(model.encode_users(query)), atol=1e-6)
+    _assert_same_items(again, model)
+
+
+def check_ranking_model(
+    model: Any,
+    batches: list[dict[str, np.ndarray]],
+    *,
+    parameters: int,
+    tmp_path: Path,
+    rebuild: Callable[[], Any],
+    alone: bool = True,
+) -> None:
+    """Has the parameters, learns fixed rows, comes back from its weights, and sees nothing that it may not see.
+
+    Logits depend on no outcome, outside training on no position, and on no event at or behind the candidate's place;
+    nor on padding, nor on the row's other candidates.
+
+    Args:
+        model: a `RankingModel` with its catalogue set.
+        batches: batches of different sizes; where the model is causal, some with candidates at different places.
+        parameters: trainable parameters by written arithmetic.
+        tmp_path: for the weights.
+        rebuild: makes the same model afresh, catalogue set.
+        alone: whether candidates do not see each other.
+    """
+    assert count_parameters(model) == parameters
+    history = learn(model, batches)
+    assert history["loss"][-1] < 0.9 * history["loss"][0]
+    assert set(history) == {"loss", *model.objective.metric_names, *getattr(model.scorer, "metric_names", ())}
+
+    again = reloaded(model, rebuild, tmp_path)
+    for batch in batches:
+        logits = tree.map_structure(to_numpy, model(batch))
+        assert {label: value.shape for label, value in logits.items()} == dict.fromkeys(
+            model.labels, batch["candidate"].shape
+        )
+        real = batch["candidate_weight"] > 0
+        _assert_same_logits(again(batch), logits, real)
+        _assert_same_logits(model(_with_other_outcomes(batch)), logits, real)
+        if alone:
+            _assert_same_logits(_one_by_one(model, batch), logits, real)
+        padded = tree.map_structure(to_numpy, model(_padded(batch, model.history_length)))
+        _assert_same_logits({label: value[:, :-2] for label, value in padded.items()}, logits, real)
+    _assert_same_items(again, model)
+
+
+def count_parameters(model: Any) -> int:
+    """The number of trainable parameters."""
+    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+
+
+def learn(model: Any, batches: list[dict[str, np.ndarray]]) -> dict[str, list[float]]:
+    """Fits a model to the same few batches by compiled steps; returns the history of its metrics."""
     rng = np.random.default_rng(0)
     prepared = [model.objective.prepare(batch, rng) for batch in batches]
 
@@ -180,18 +245,60 @@ def check_model(
                 yield (batch,)
 
     model.compile(optimizer=keras.optimizers.Adam(3e-3), jit_compile=keras.backend.backend() == "jax")
-    history = model.fit(forever(), steps_per_epoch=len(prepared), epochs=15, verbose=0, shuffle=False).history
-    assert history["loss"][-1] < 0.9 * history["loss"][0]
-    assert set(history) == {"loss", *model.objective.metric_names}
+    fitted = model.fit(forever(), steps_per_epoch=len(prepared), epochs=15, verbose=0, shuffle=False)
+    return fitted.history
 
+
+def reloaded(model: Any, rebuild: Callable[[], Any], tmp_path: Path) -> Any:
+    """The same model, made afresh and given the weights by a file."""
     path = tmp_path / "model.weights.h5"
     model.save_weights(path)
     again = rebuild()
     again.load_weights(path)
-    query = {
-        key: value[:, :-1] if value.ndim > 1 and key[:5] != "user_" else value for key, value in batches[0].items()
-    }
-    query["request_time"] = query["time"].max(axis=1) if "time" in query else np.zeros(len(query["item"]), np.int32)
-    np.testing.assert_allclose(to_numpy(again.encode_users(query)), to_numpy(model.encode_users(query)), atol=1e-6)
+    return again
+
+
+def _assert_same_items(again: Any, model: Any) -> None:
     items = np.arange(2, model.item_table.num_items, dtype=np.int32)
     np.testing.assert_allclose(to_numpy(again.encode_items(items)), to_numpy(model.encode_items(items)), atol=1e-6)
+
+
+def _assert_same_logits(actual: Any, expected: Arrays, real: np.ndarray) -> None:
+    for label, logits in expected.items():
+        np.testing.assert_allclose(to_numpy(actual[label])[real], logits[real], rtol=0, atol=1e-5, err_msg=label)
+
+
+def _with_other_outcomes(batch: Arrays) -> dict[str, np.ndarray]:
+    """Other labels, weights and positions, and other events where no candidate of the row may look."""
+    outcomes = ("candidate_label_", "candidate_weight", "candidate_position")
+    changed = {key: value + 3 if key.startswith(outcomes) else value for key, value in batch.items()}
+    seen = np.arange(batch["item"].shape[1]) < batch["candidate_history"].max(axis=1)[:, None]
+    for key in ("item", "event_type", "time"):
+        if key in batch:
+            changed[key] = np.where(seen | (batch["item"] == 0), batch[key], batch[key] // 2 + 2)
+    return changed
+
+
+def _one_by_one(model: Any, batch: Arrays) -> dict[str, np.ndarray]:
+    """The logits of each candidate as the only one of its row, whose later events are left out."""
+    columns = []
+    for place in range(batch["candidate"].shape[1]):
+        here = slice(place, place + 1)
+        one = {key: value[:, here] if key.startswith("candidate") else value for key, value in batch.items()}
+        seen = np.arange(batch["item"].shape[1]) < one["candidate_history"]
+        for key in batch:
+            if is_event(key):
+                mask = seen if batch[key].ndim == 2 else seen[..., None]
+                one[key] = batch[key] * mask
+        columns.append(tree.map_structure(to_numpy, model(one)))
+    return {label: np.concatenate([column[label] for column in columns], axis=1) for label in columns[0]}
+
+
+def _padded(batch: Arrays, history_length: int) -> dict[str, np.ndarray]:
+    """Two more empty candidates, and as many empty places behind the events where the model takes them."""
+    places = min(2, history_length - batch["item"].shape[1])
+    added = {key: places for key in batch if is_event(key)} | {key: 2 for key in batch if key.startswith("candidate")}
+    return {
+        key: np.pad(value, [(0, 0), (0, added.get(key, 0)), *[(0, 0)] * (value.ndim - 2)][: value.ndim])
+        for key, value in batch.items()
+    }

@@ -151,6 +151,13 @@ class Histories(Section):
     """Inactivity that ends a session, where the log has no session id."""
 
 
+class Ranking(Section):
+    """What ranking models learn from: impressions. Other models read nothing of it."""
+
+    labels: Literal["all"] | tuple[str, ...] = "all"
+    """Labels of impressions that the model predicts."""
+
+
 class Training(Section):
     """How a model learns."""
 
@@ -243,6 +250,8 @@ class Config(Section):
     """Each user's events."""
     features: Features = Features()
     """Features beside the ids."""
+    ranking: Ranking = Ranking()
+    """What a ranking model learns from."""
     model: dict[str, Any] = Field({"name": "heterrec"})
     """`name` (of tfrec.models.MODELS, or module:function) and the builder's keyword arguments."""
     objective: dict[str, Any] | None = None

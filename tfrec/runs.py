@@ -20,6 +20,7 @@ from tfrec.data import Dataset
 from tfrec.errors import UsageError, UserError
 from tfrec.manifest import sha256_of, write_json
 from tfrec.models import build
+from tfrec.models.shells import RetrievalModel
 from tfrec.schema import SCHEMA, Schema
 from tfrec.windows import target_counts
 
@@ -42,12 +43,18 @@ class Run:
 
 def build_model(config: Config, dataset: Dataset) -> keras.Model:
     """The model of a configuration with fresh weights, its item table filled from the dataset."""
-    model = build(dataset.schema, config.model, config.objective, request_time=config.features.request_time)
+    model = build(
+        dataset.schema,
+        config.model,
+        config.objective,
+        request_time=config.features.request_time,
+        labels=config.ranking.labels,
+    )
     catalogue = dataset.catalogue()
-    target_count = None
-    if dataset.schema.event_types and dataset.schema.target_event_types is not None:
-        target_count = target_counts(dataset.schema, dataset.histories())
-    model.set_catalogue(catalogue.codes, catalogue.train_count, catalogue.vectors, target_count=target_count)
+    counts = {}
+    if isinstance(model, RetrievalModel) and dataset.schema.event_types and dataset.schema.target_event_types:
+        counts["target_count"] = target_counts(dataset.schema, dataset.histories())
+    model.set_catalogue(catalogue.codes, catalogue.train_count, catalogue.vectors, **counts)
     return model
 
 

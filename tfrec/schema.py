@@ -10,10 +10,13 @@ from tfrec.errors import UserError
 from tfrec.transforms import Cross, Encoder, Quantizer, Standard, Transform, Vocabulary
 
 SCHEMA = "schema.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ITEM_ID = "item_id"
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,63}$"
 """Names of features and labels: files and keys of records are called by them."""
+
+MISSING_LABEL = -1
+"""What is stored of a label where the raw column is empty; else 0 or 1."""
 
 Side = Literal["user", "item", "event"]
 Kind = Literal["categorical", "numerical", "multimodal", "text"]
@@ -77,6 +80,17 @@ class Label(_Part):
     value: float | str
 
 
+class Impressions(_Part):
+    """What is stored of each impression beside its item."""
+
+    labels: tuple[str, ...]
+    """Names of the labels that impressions have."""
+    has_positions: bool = False
+    """Each has its place on the list that was shown."""
+    has_requests: bool = False
+    """Each belongs to a request, whose impressions were shown together."""
+
+
 class Split(_Part):
     """How events were divided into training (0), validation (1) and test (2)."""
 
@@ -114,7 +128,8 @@ class Schema(_Part):
     has_sessions: bool = True
     session_gap_seconds: int | None = None
     """Inactivity that ended a session; None where the log has its own sessions, or none."""
-    has_impressions: bool = False
+    impressions: Impressions | None = None
+    """None where the dataset has no impressions."""
     time_origin: int = 0
     """Unix seconds of midnight UTC before the first accepted event; stored times count from here."""
     max_events: int
@@ -198,4 +213,16 @@ class Schema(_Part):
             raise UserError(f"{path}: `{where}`: {first['msg']}; run `tfrec preprocess` again.") from None
 
 
-__all__ = ["FORMAT_VERSION", "ITEM_ID", "NAME_PATTERN", "Feature", "Kind", "Label", "Schema", "Side", "Split"]
+__all__ = [
+    "FORMAT_VERSION",
+    "ITEM_ID",
+    "MISSING_LABEL",
+    "NAME_PATTERN",
+    "Feature",
+    "Impressions",
+    "Kind",
+    "Label",
+    "Schema",
+    "Side",
+    "Split",
+]

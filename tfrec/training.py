@@ -43,7 +43,7 @@ from tfrec.runs import (
 from tfrec.transforms import FIRST_VALUE
 
 _log = logging.getLogger(__name__)
-_TRAINED_BY = ("data", "histories", "features", "model", "objective", "training")
+_TRAINED_BY = ("data", "histories", "features", "ranking", "model", "objective", "training")
 _LOGS = ("events", "items", "users", "impressions")
 _PATHS = {"out": True, "forget": True, "recipe": {"path"}, **{name: {"files"} for name in _LOGS}}
 _BESIDE = {"tensorboard", "jit_compile"}

@@ -55,7 +55,7 @@ def read_histories(folder, config):
         labels=config.data.labels,
         has_time=plan.has_time,
         has_sessions=plan.has_sessions,
-        has_impressions=plan.impressions is not None,
+        impressions=plan.stored_impressions,
         max_events=config.histories.max_events,
         repeats="keep",
         split=config.data.split,

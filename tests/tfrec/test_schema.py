@@ -71,7 +71,7 @@ def test_quantised_features_have_a_table_a_group_and_multivalued_ones_share_one(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, r"format version 99, this tfrec reads 1"),
+        ({"format_version": 99}, r"format version 99, this tfrec reads 2"),
         ({"split": {"kind": "sometimes"}}, r"`split\.kind`"),
         ({"colour": "red"}, r"`colour`: Extra inputs are not permitted"),
         ({"max_events": None}, r"`max_events`"),

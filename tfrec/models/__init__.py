@@ -1,15 +1,16 @@
 """The models: functions that compose layers, looked up by the name that a config gives.
 
-A builder is `name(schema, *, objective=None, request_time=False, ...) -> keras.Model`; its keyword arguments are the
-config's `model:` section. Its module's `OBJECTIVE` is the `objective:` section that it is trained by where a config
+A builder is `name(schema, *, objective=None, request_time=False, ...) -> RetrievalModel`, or, for a ranking model,
+`name(schema, *, labels, objective=None, ...) -> RankingModel`; its keyword arguments are the config's `model:` section.
+Its module's `OBJECTIVE` is the `objective:` section that it is trained by where a config
 names none.
 """
 
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import keras
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -29,11 +30,16 @@ MODELS = {
     "popularity": "tfrec.models.popularity:popularity",
     "sasrec": "tfrec.models.sasrec:sasrec",
 }
-_OWN_ARGUMENTS = ("schema", "objective", "request_time")
+_OWN_ARGUMENTS = ("schema", "objective", "request_time", "labels")
 
 
 def build(
-    schema: Schema, model: Mapping[str, Any], objective: Mapping[str, Any] | None = None, *, request_time: bool = False
+    schema: Schema,
+    model: Mapping[str, Any],
+    objective: Mapping[str, Any] | None = None,
+    *,
+    request_time: bool = False,
+    labels: Literal["all"] | Sequence[str] = "all",
 ) -> keras.Model:
     """The model that a config's sections ask for, with fresh weights and an empty item table.
 
@@ -41,10 +47,12 @@ def build(
         schema: of the dataset.
         model: `name` (of `MODELS`, or module:function) and the builder's keyword arguments.
         objective: `name` and keyword arguments; None = the model's own; without `name` it changes options of that.
-        request_time: `features.request_time`.
+        request_time: `features.request_time`; a ranking model knows the times of its candidates anyway.
+        labels: `ranking.labels`, which a ranking model predicts.
 
     Raises:
-        UsageError: unknown model or option, with the nearest known one; an option's value that the model refuses.
+        UsageError: unknown model, option or label, with the nearest known one; an option's value that the model
+            refuses.
     """
     options = dict(model)
     name = options.pop("name", None)
@@ -52,10 +60,26 @@ def build(
     default = getattr(inspect.getmodule(builder), "OBJECTIVE", None)
     layer = None if default is None and objective is None else build_objective(objective, default)
     checked = check_options(builder, str(name), options)
+    own = {"labels": _labels(schema, labels)} if is_ranking(builder) else {"request_time": request_time}
     try:
-        return builder(schema, objective=layer, request_time=request_time, **checked)
+        return builder(schema, objective=layer, **own, **checked)
     except ValueError as error:
         raise UsageError(f"`model`: {name}: {error}") from error
+
+
+def is_ranking(builder: Callable[..., Any]) -> bool:
+    """Whether a builder makes a ranking model: one that asks for `labels`."""
+    return "labels" in inspect.signature(builder).parameters
+
+
+def _labels(schema: Schema, wanted: Literal["all"] | Sequence[str]) -> tuple[str, ...]:
+    known = schema.impressions.labels if schema.impressions is not None else ()
+    if not known:
+        raise UsageError("`model.name`: a ranking model learns from impressions with labels; the dataset has none.")
+    for name in known if wanted == "all" else wanted:
+        if name not in known:
+            raise UsageError(f"`ranking.labels`: no impression has a label {name!r}; {suggest(name, known)}")
+    return known if wanted == "all" else tuple(wanted)
 
 
 def resolve(name: object) -> Callable[..., keras.Model]:
@@ -88,4 +112,4 @@ def check_options(builder: Callable[..., Any], name: str, options: Mapping[str, 
     return checked
 
 
-__all__ = ["MODELS", "build", "check_options", "resolve"]
+__all__ = ["MODELS", "build", "check_options", "is_ranking", "resolve"]

@@ -1,6 +1,6 @@
 """The trainable shells: Keras models that tie encoders to an objective, and override `compute_loss` alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,9 +11,71 @@ from tfrec.layers import Tensor
 from tfrec.layers.item_table import ItemTable
 
 _EVENT_KEYS = ("item", "time", "session")
+_OUTCOMES = ("candidate_label_", "candidate_weight")
 
 
-class RetrievalModel(keras.Model):
+class Shell(keras.Model):
+    """What all shells share: layers that are built at once, the catalogue, and the objective with its metrics.
+
+    Args:
+        layers: layers. Built in this order, the item table before them.
+        objective: layer or None. See `tfrec.objectives`; None where there is nothing to train.
+        objective_shape: shapes. What the objective is built with.
+        item_table: ItemTable. The catalogue that the layers read.
+        history_length: int. Events that the model takes at most.
+        embedding_dim: int. D.
+        layer_metrics: names. Metrics beside the objective's. Defaults to none.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[keras.layers.Layer],
+        objective: keras.layers.Layer | None,
+        objective_shape: Mapping[str, tuple[int | None, ...]],
+        *,
+        item_table: ItemTable,
+        history_length: int,
+        embedding_dim: int,
+        layer_metrics: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.objective = objective
+        self.item_table = item_table
+        self.history_length = history_length
+        self.embedding_dim = embedding_dim
+
+        # Build all at once, so that weights can be counted, loaded and sharded before the first batch
+        for layer in (item_table, *layers):
+            if not layer.built:
+                layer.build()
+        names = list(layer_metrics)
+        if objective is not None:
+            if not objective.built:
+                objective.build(dict(objective_shape))
+            names += objective.metric_names
+        self.objective_metrics = {name: keras.metrics.Mean(name=name) for name in names}
+        self.built = True
+
+    def set_catalogue(
+        self, codes: np.ndarray, train_count: np.ndarray, vectors: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Fills the item table.
+
+        Args:
+            codes: `(V, C)` int. Codes of each item, in the columns of `schema.item_columns()`.
+            train_count: `(V,)` int. Training events of each item.
+            vectors: dict. `(V, d)` of each feature with `keep_vectors`, which only an ablation reads, or with
+                standardised values.
+        """
+        self.item_table.fill(codes, train_count, vectors)
+
+    def _measure(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.objective_metrics[name].update_state(value)
+
+
+class RetrievalModel(Shell):
     """Two encoders whose dot product ranks the catalogue, and the objective that trains them.
 
     Args:
@@ -37,35 +99,18 @@ class RetrievalModel(keras.Model):
         item_encoder: keras.layers.Layer,
         objective: keras.layers.Layer | None,
         *,
-        item_table: ItemTable,
-        history_length: int,
         embedding_dim: int,
         tokens_per_item: int | None = None,
         request_time: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        shapes: dict[str, tuple[int | None, ...]] = {"state": (None, None, embedding_dim)}
+        if tokens_per_item is not None:
+            shapes["token"] = (None, None, tokens_per_item, embedding_dim)
+        super().__init__((user_encoder, item_encoder), objective, shapes, embedding_dim=embedding_dim, **kwargs)
         self.user_encoder = user_encoder
         self.item_encoder = item_encoder
-        self.objective = objective
-        self.item_table = item_table
-        self.history_length = history_length
-        self.embedding_dim = embedding_dim
         self.request_time = request_time
-        self.objective_metrics: dict[str, keras.metrics.Metric] = {}
-
-        # Build all at once, so that weights can be counted, loaded and sharded before the first batch
-        for layer in (item_table, user_encoder, item_encoder):
-            if not layer.built:
-                layer.build()
-        if objective is not None:
-            shapes: dict[str, tuple[int | None, ...]] = {"state": (None, None, embedding_dim)}
-            if tokens_per_item is not None:
-                shapes["token"] = (None, None, tokens_per_item, embedding_dim)
-            if not objective.built:
-                objective.build(shapes)
-            self.objective_metrics = {name: keras.metrics.Mean(name=name) for name in objective.metric_names}
-        self.built = True
 
     def call(self, batch: Mapping[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
         inputs = {
@@ -89,8 +134,7 @@ class RetrievalModel(keras.Model):
         if self.objective is None:
             return ops.zeros(())
         loss, values = self.objective(y_pred, items=self.item_encoder, batch=x, training=training)
-        for name, value in values.items():
-            self.objective_metrics[name].update_state(value)
+        self._measure(values)
         return loss
 
     def encode_users(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -122,14 +166,13 @@ class RetrievalModel(keras.Model):
         """Fills the item table and tells the objective how often each item is a target.
 
         Args:
-            codes: `(V, C)` int. Codes of each item, in the columns of `schema.item_columns()`.
-            train_count: `(V,)` int. Training events of each item.
-            vectors: dict. `(V, d)` of each feature with `keep_vectors`, which only an ablation reads, or with
-                standardised values.
+            codes: see `Shell`.
+            train_count: see `Shell`.
+            vectors: see `Shell`.
             target_count: `(V,)` int. Those training events that are predicted, where not all are: what in-batch
                 negatives are drawn by. Defaults to `train_count`.
         """
-        self.item_table.fill(codes, train_count, vectors)
+        super().set_catalogue(codes, train_count, vectors)
         if self.objective is not None:
             self.objective.set_counts(np.asarray(train_count if target_count is None else target_count))
 
@@ -141,6 +184,71 @@ class RetrievalModel(keras.Model):
         place = ops.arange(ops.shape(time)[1], dtype="int32")
         at_last = place[None, :] == last[:, None]
         return ops.where(at_last, ops.cast(batch["request_time"], time.dtype)[:, None], following)
+
+
+class RankingModel(Shell):
+    """A scorer of candidates, and the objective that trains it on what became of them.
+
+    Args:
+        scorer: layer. Called on a batch without labels and weights, gives `{label: (B, C)}` logits and, in training,
+            a scalar for each name of its attribute `metric_names`, if it has one. `scorer.encode_items(items)` gives
+            what it knows of items `(N,)`, `(N, D)`.
+        objective: layer. Of the kind of `tfrec.objectives.binary_crossentropy`.
+        labels: names. Whose probabilities the model gives.
+        item_table: ItemTable. The catalogue that the scorer reads.
+        history_length: int. Events that the scorer takes at most.
+        embedding_dim: int. D.
+        causal: bool. Whether the candidates of one row may stand behind different numbers of its events.
+
+    Input: a batch: events `(B, L)`, candidates `(B, C)` with `candidate_time` and `candidate_history`, the number of
+    the row's events before each. `candidate_position` is an input of training alone: outside it every candidate is
+    taken to stand first.
+    Output: `{label: (B, C)}` logits in float32; in training the scorer's metrics beside them.
+    """
+
+    def __init__(
+        self,
+        scorer: keras.layers.Layer,
+        objective: keras.layers.Layer,
+        *,
+        labels: Sequence[str],
+        causal: bool,
+        **kwargs: Any,
+    ) -> None:
+        measured = list(getattr(scorer, "metric_names", ()))
+        shapes = dict.fromkeys(labels, (None, None))
+        super().__init__((scorer,), objective, shapes, layer_metrics=measured, **kwargs)
+        self.scorer = scorer
+        self.labels = tuple(labels)
+        self.causal = causal
+
+    def call(self, batch: Mapping[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
+        inputs = {key: value for key, value in batch.items() if not key.startswith(_OUTCOMES)}
+        if not training:
+            inputs["candidate_position"] = ops.cast(batch["candidate"] != 0, "int32")
+        outputs = self.scorer(inputs, training=training)
+        logits = {label: ops.cast(outputs[label], "float32") for label in self.labels}
+        measured = getattr(self.scorer, "metric_names", ()) if training else ()
+        return {**logits, **{name: outputs[name] for name in measured}}
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """The objective's loss of a batch `x`; updates the objective's and the scorer's metrics."""
+        assert self.objective is not None, "Asked for by the constructor."
+        logits = {label: y_pred[label] for label in self.labels}
+        loss, values = self.objective(logits, batch=x, training=training)
+        self._measure({**values, **{name: y_pred[name] for name in y_pred if name not in logits}})
+        return loss
+
+    def encode_items(self, items: Tensor) -> Tensor:
+        """What the scorer knows of items `(N,)`, `(N, D)`."""
+        return self.scorer.encode_items(items)
 
 
 def is_event(key: str) -> bool:

@@ -1,7 +1,8 @@
-"""Objectives of retrieval models: layers that turn user states and an item encoder into a loss.
+"""Objectives: layers that turn what a model gives into a loss.
 
-Each has `set_counts(target_count)`, told once by the model; `prepare(batch, rng)`, NumPy on the host, which packs
-positions and draws negatives; `call(user, items=, batch=) -> (loss, metrics)` on the device; and `metric_names`.
+Those of retrieval models have `set_counts(target_count)`, told once by the model; `prepare(batch, rng)`, NumPy on the
+host, which packs positions and draws negatives; `call(user, items=, batch=) -> (loss, metrics)` on the device; and
+`metric_names`. `binary_crossentropy`, of ranking models, is called with logits of candidates and has no counts.
 Softmaxes are in float32 whatever the model's precision.
 """
 
@@ -14,6 +15,7 @@ from tfrec.config import suggest
 from tfrec.errors import UsageError
 
 OBJECTIVES = {
+    "binary_crossentropy": "tfrec.objectives.binary_crossentropy:BinaryCrossentropy",
     "dense_all_action": "tfrec.objectives.dense_all_action:DenseAllAction",
     "full_softmax": "tfrec.objectives.full_softmax:FullSoftmax",
     "in_batch_softmax": "tfrec.objectives.in_batch_softmax:InBatchSoftmax",

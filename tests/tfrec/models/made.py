@@ -2,14 +2,16 @@
 
 import numpy as np
 
-from tfrec.schema import Feature, Schema, Split
+from tfrec.schema import Feature, Impressions, Schema, Split
 from tfrec.transforms import GroupQuantiles, Vocabulary
 
 NUM_ITEMS = 42
 SIZES = {"item_id": NUM_ITEMS, "brand": 7, "tags": 9, "segment": 5, "device": 4}
 
 
-def make_schema(*, has_time=True, event_types=("view", "buy"), keep_vectors=True, context=True):
+def make_schema(*, has_time=True, event_types=("view", "buy"), keep_vectors=True, context=True, labels=()):
+    """`labels`: of impressions, which have positions too; a ranking model needs at least one."""
+
     def vocabulary(name):
         return Vocabulary(file=f"vocabularies/{name}.txt", size=SIZES[name])
 
@@ -40,6 +42,7 @@ def make_schema(*, has_time=True, event_types=("view", "buy"), keep_vectors=True
         max_events=100,
         repeats="keep",
         split=Split(kind="leave_one_out"),
+        impressions=Impressions(labels=labels, has_positions=True) if labels else None,
         counts={"users": 64, "items": NUM_ITEMS - 2, "events": 900, "train_events": 900, "impressions": 0},
     )
 
@@ -86,3 +89,41 @@ def make_query(schema, rows=6, length=8, seed=0):
     if schema.has_time:
         query["request_time"] = query["time"].max(axis=1) + np.arange(rows, dtype=np.int32) * 50_000
     return query
+
+
+def make_ranking_batch(schema, rows, length, candidates, seed=0, *, by_user=False):
+    """A ranking batch: of a row's candidates some come next in its user's walk, which is the first label.
+
+    A further label holds of every other item that the first one holds of. The last candidates of most rows are padding.
+    Positions are from 1 on; the first user has no history. `by_user`: the candidates of a row stand behind different
+    numbers of its events, some behind none; else behind all of them.
+    """
+    rng = np.random.default_rng([seed, 1])
+    made = make_batch(schema, rows, length, seed)
+    following = made["item"]
+    batch = {key: value if key.startswith("user_") else value[:, :-1] for key, value in made.items()}
+    del batch["target_mask"]
+    batch["item"] = batch["item"] * (following[:, 1:] != 0)
+    batch["item"][0] = 0
+    events = (batch["item"] != 0).sum(axis=1)
+    for key in ("time", "session", "event_type", *(f"event_{feature.name}" for feature in schema.side("event"))):
+        if key in batch:
+            batch[key] = batch[key] * (batch["item"] != 0)
+    shape = (rows, candidates)
+    real = np.arange(candidates) < rng.integers(1, candidates + 1, rows)[:, None]
+    before = np.tile(events[:, None], candidates)
+    if by_user:
+        before = np.sort(rng.integers(0, before + 1), axis=1)
+    comes_next = rng.random(shape) < 0.5
+    item = np.where(comes_next, np.take_along_axis(following, before, axis=1), rng.integers(2, NUM_ITEMS, shape))
+    batch["candidate"] = np.where(real, item, 0).astype(np.int32)
+    batch["candidate_history"] = np.where(real, before, 0).astype(np.int32)
+    batch["candidate_position"] = np.where(real, np.arange(candidates) + 1, 0).astype(np.int32)
+    batch["candidate_weight"] = real.astype(np.float32)
+    if schema.has_time:
+        last = np.take_along_axis(batch["time"], np.maximum(before - 1, 0), axis=1)
+        batch["candidate_time"] = np.where(real, np.where(before > 0, last, 0) + 30, 0).astype(np.int32)
+    for place, label in enumerate(schema.impressions.labels):
+        holds = comes_next & ((place == 0) | (item % 2 == 0)) & real
+        batch[f"candidate_label_{label}"] = holds.astype(np.float32)
+    return batch
