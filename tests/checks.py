@@ -22,6 +22,7 @@ def check_layer(
     *,
     batch_first: bool = True,
     weights_without_gradient: tuple[str, ...] = (),
+    float32_output: bool = False,
 ) -> keras.layers.Layer:
     """Builds in `build`, has the shape, survives its config and a `.keras` file, mixed precision, gradients, order.
 
@@ -32,6 +33,7 @@ def check_layer(
         tmp_path: for the file.
         batch_first: whether the output's first axis is the inputs'.
         weights_without_gradient: ends of the paths of weights that these inputs do not reach.
+        float32_output: whether the output is in float32 whatever the precision.
     """
     layer = make()
     build_by_shape(layer, inputs)
@@ -44,7 +46,7 @@ def check_layer(
 
     _check_config(layer, inputs, output)
     _check_file(layer, inputs, output, tmp_path)
-    _check_mixed_precision(make, layer, inputs, output)
+    _check_mixed_precision(make, layer, inputs, output, "float32" if float32_output else "bfloat16")
     _check_gradients(layer, inputs, weights_without_gradient)
     if batch_first:
         _check_order(layer, inputs, output)
@@ -129,12 +131,14 @@ def _check_file(layer: Any, inputs: Arrays, output: Any, tmp_path: Path) -> None
     _assert_close(tree.map_structure(to_numpy, loaded(dict(inputs))), output, 1e-6)
 
 
-def _check_mixed_precision(make: Callable[..., Any], layer: Any, inputs: Arrays, output: Any) -> None:
+def _check_mixed_precision(
+    make: Callable[..., Any], layer: Any, inputs: Arrays, output: Any, output_dtype: str
+) -> None:
     mixed = make(dtype="mixed_bfloat16")
     build_by_shape(mixed, inputs)
     mixed.set_weights(layer.get_weights())
     raw = mixed(**inputs)
-    assert {keras.backend.standardize_dtype(value.dtype) for value in tree.flatten(raw)} <= {"bfloat16", "int32"}
+    assert {keras.backend.standardize_dtype(value.dtype) for value in tree.flatten(raw)} <= {output_dtype, "int32"}
     assert all(keras.backend.standardize_dtype(weight.dtype) != "bfloat16" for weight in mixed.weights)
     scale = max(float(np.abs(value).max()) for value in tree.flatten(output))
     _assert_close(tree.map_structure(to_numpy, raw), output, 0.1 * max(scale, 1e-3))  # 8 bits of mantissa, some layers

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from tfrec.layers import Tensor
+from tfrec.layers.adaptive_activation import KINDS, AdaptiveActivation
 
 
 class MLP(keras.layers.Layer):
@@ -14,12 +15,13 @@ class MLP(keras.layers.Layer):
     Args:
         hidden_units: sequence of int. Widths of the hidden layers.
         output_dim: int. Width of the output.
-        activation: str. Of the hidden layers. Defaults to `"relu"`.
+        activation: str. Of the hidden layers, by Keras' name, or `"dice"`, `"prelu"`. Defaults to `"relu"`.
         dropout: float. After each hidden layer. Defaults to 0.
         output_stddev: float or None. Standard deviation that the last kernel starts from, near 0 where the output is
             added to something that is already good; None = Glorot uniform. Defaults to None.
 
-    Input: x `(..., D)`. Output: `(..., output_dim)`.
+    Input: x `(..., D)`; valid_mask `(...)` bool or None, the real places, which only `"dice"` reads.
+    Output: `(..., output_dim)`.
     """
 
     def __init__(
@@ -46,9 +48,19 @@ class MLP(keras.layers.Layer):
 
     def build(self, x_shape: Any) -> None:
         small = keras.initializers.TruncatedNormal(stddev=self.output_stddev) if self.output_stddev else None
+        adaptive = self.activation in KINDS
         self.hidden = [
-            keras.layers.Dense(units, activation=self.activation, dtype=self.dtype_policy, name=f"hidden_{index}")
+            keras.layers.Dense(
+                units,
+                activation=None if adaptive else self.activation,
+                dtype=self.dtype_policy,
+                name=f"hidden_{index}",
+            )
             for index, units in enumerate(self.hidden_units)
+        ]
+        self.adaptive = [
+            AdaptiveActivation(self.activation, dtype=self.dtype_policy, name=f"activation_{index}")
+            for index in range(len(self.hidden) if adaptive else 0)
         ]
         self.output_dense = keras.layers.Dense(
             self.output_dim, kernel_initializer=small or "glorot_uniform", dtype=self.dtype_policy, name="output"
@@ -58,11 +70,16 @@ class MLP(keras.layers.Layer):
         for dense in [*self.hidden, self.output_dense]:
             dense.build((None, width))
             width = dense.units
+        for dense, activation in zip(self.hidden, self.adaptive, strict=False):
+            activation.build((*x_shape[:-1], dense.units))
         self.built = True
 
-    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        for dense in self.hidden:
-            x = self.hidden_dropout(dense(x), training=training)
+    def call(self, x: Tensor, valid_mask: Tensor | None = None, training: bool | None = None) -> Tensor:
+        for index, dense in enumerate(self.hidden):
+            x = dense(x)
+            if self.adaptive:
+                x = self.adaptive[index](x, valid_mask=valid_mask, training=training)
+            x = self.hidden_dropout(x, training=training)
         return self.output_dense(x)
 
     def get_config(self) -> dict[str, Any]:
