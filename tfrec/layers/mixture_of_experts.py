@@ -59,6 +59,7 @@ class MixtureOfExperts(keras.layers.Layer):
                 output,
                 activation=self.activation,
                 dropout=self.dropout,
+                output_activation=self.activation,
                 dtype=self.dtype_policy,
                 name=f"expert_{index}",
             )
@@ -66,14 +67,13 @@ class MixtureOfExperts(keras.layers.Layer):
         ]
         for expert in self.experts:
             expert.build((None, width))
-        self.last_activation = keras.activations.get(self.activation)
         self.gate_kernel = self.add_weight(
             name="gate_kernel", shape=(width, self.num_tasks * self.num_experts), initializer="glorot_uniform"
         )
         self.built = True
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        outputs = [self.last_activation(expert(x, training=training)) for expert in self.experts]
+        outputs = [expert(x, training=training) for expert in self.experts]
         gates = ops.reshape(
             ops.matmul(x, self.gate_kernel), (*ops.shape(x)[:-1], self.num_tasks, self.num_experts)
         )  # (..., T, E)

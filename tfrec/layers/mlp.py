@@ -10,7 +10,7 @@ from tfrec.layers.adaptive_activation import KINDS, AdaptiveActivation
 
 
 class MLP(keras.layers.Layer):
-    """Dense layers with an activation between them and none after the last.
+    """Dense layers with an activation between them, and none after the last unless it is asked for.
 
     Args:
         hidden_units: sequence of int. Widths of the hidden layers.
@@ -19,6 +19,7 @@ class MLP(keras.layers.Layer):
         dropout: float. After each hidden layer. Defaults to 0.
         output_stddev: float or None. Standard deviation that the last kernel starts from, near 0 where the output is
             added to something that is already good; None = Glorot uniform. Defaults to None.
+        output_activation: str or None. Of the last layer, by Keras' name. Defaults to None.
 
     Input: x `(..., D)`; valid_mask `(...)` bool or None, the real places, which only `"dice"` reads.
     Output: `(..., output_dim)`.
@@ -32,6 +33,7 @@ class MLP(keras.layers.Layer):
         activation: str = "relu",
         dropout: float = 0.0,
         output_stddev: float | None = None,
+        output_activation: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -45,6 +47,7 @@ class MLP(keras.layers.Layer):
         self.activation = activation
         self.dropout = dropout
         self.output_stddev = output_stddev
+        self.output_activation = output_activation
 
     def build(self, x_shape: Any) -> None:
         small = keras.initializers.TruncatedNormal(stddev=self.output_stddev) if self.output_stddev else None
@@ -63,7 +66,11 @@ class MLP(keras.layers.Layer):
             for index in range(len(self.hidden) if adaptive else 0)
         ]
         self.output_dense = keras.layers.Dense(
-            self.output_dim, kernel_initializer=small or "glorot_uniform", dtype=self.dtype_policy, name="output"
+            self.output_dim,
+            activation=self.output_activation,
+            kernel_initializer=small or "glorot_uniform",
+            dtype=self.dtype_policy,
+            name="output",
         )
         self.hidden_dropout = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy, name="dropout")
         width = x_shape[-1]
@@ -90,4 +97,5 @@ class MLP(keras.layers.Layer):
             "activation": self.activation,
             "dropout": self.dropout,
             "output_stddev": self.output_stddev,
+            "output_activation": self.output_activation,
         }

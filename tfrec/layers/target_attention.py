@@ -57,9 +57,7 @@ class TargetAttention(keras.layers.Layer):
         self.mlp.build((None, None, None, first))
         self.built = True
 
-    def call(
-        self, candidate: Tensor, history: Tensor, visible: Tensor, training: bool | None = None
-    ) -> Tensor:
+    def call(self, candidate: Tensor, history: Tensor, visible: Tensor, training: bool | None = None) -> Tensor:
         weight = self._weights(candidate, history, visible, training)  # (B, C, L)
         if self.softmax:
             weight = weight / candidate.shape[-1] ** 0.5

@@ -89,8 +89,8 @@ class WukongBlock(keras.layers.Layer):
         return self.output_norm(ops.concatenate([interactions, compressed], axis=-2) + kept)
 
     def _combined(self, x: Tensor, kernel: Tensor, *, transpose: bool = False) -> Tensor:
-        """Linear combinations of the rows, `(..., n, D)`; as columns `(..., D, n)` where transpose."""
-        return ops.einsum("...fd,fn->...dn" if transpose else "...fd,fn->...nd", x, kernel)
+        """Linear combinations of the rows, `(..., k, D)`; as columns `(..., D, k)` where transpose."""
+        return ops.einsum("...fd,fk->...dk" if transpose else "...fd,fk->...kd", x, kernel)
 
     def _weight(self, name: str, shape: tuple[int, int]) -> keras.Variable:
         return self.add_weight(name=name, shape=shape, initializer="glorot_uniform")

@@ -91,7 +91,9 @@ def test_dice_bends_where_the_real_inputs_are():
     mean, variance = x[mask].mean(axis=0), x[mask].var(axis=0)
     expected = dice(x, mean, variance, np.array([0.1, -0.5, 0.9]))
     np.testing.assert_allclose(run(layer, {"x": x, "valid_mask": mask}, training=True), expected, atol=1e-4)
-    np.testing.assert_allclose(run(layer, {"x": x}), expected, atol=1e-4)  # momentum 0: the running ones are the batch's
+    np.testing.assert_allclose(
+        run(layer, {"x": x}), expected, atol=1e-4
+    )  # momentum 0: the running ones are the batch's
 
 
 def test_prelu_is_its_formula():
