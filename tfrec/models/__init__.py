@@ -22,13 +22,18 @@ from tfrec.schema import Schema
 
 MODELS = {
     "bert4rec": "tfrec.models.bert4rec:bert4rec",
+    "dcn_v2": "tfrec.models.dcn_v2:dcn_v2",
+    "din": "tfrec.models.din:din",
+    "dnn": "tfrec.models.dnn:dnn",
     "gru4rec": "tfrec.models.gru4rec:gru4rec",
     "heterrec": "tfrec.models.heterrec:heterrec",
     "hpgr_pretrain": "tfrec.models.hpgr_pretrain:hpgr_pretrain",
     "hstu": "tfrec.models.hstu:hstu",
+    "mmoe": "tfrec.models.mmoe:mmoe",
     "pinnerformer": "tfrec.models.pinnerformer:pinnerformer",
     "popularity": "tfrec.models.popularity:popularity",
     "sasrec": "tfrec.models.sasrec:sasrec",
+    "wukong": "tfrec.models.wukong:wukong",
 }
 _OWN_ARGUMENTS = ("schema", "objective", "request_time", "labels")
 

@@ -3,7 +3,7 @@ import pytest
 
 from tests.tfrec.models.made import make_catalogue, make_query, make_schema
 from tfrec.errors import UsageError
-from tfrec.models import MODELS, build
+from tfrec.models import MODELS, build, is_ranking, resolve
 from tfrec.models.sasrec import sasrec
 
 pytestmark = pytest.mark.jax
@@ -17,10 +17,13 @@ def of_users(schema, *, objective=None, request_time=False, width: int = 4):
 def test_models_are_known_by_name():
     assert set(MODELS) >= {"heterrec", "hstu", "popularity", "sasrec"}
     for name in MODELS:
-        model = build(make_schema(), {"name": name, "history_length": 9}, request_time=True)
+        model = build(make_schema(labels=("click",)), {"name": name, "history_length": 9}, request_time=True)
         assert model.history_length == 9
-        assert model.request_time is True
         assert model.name == name
+        if is_ranking(resolve(name)):
+            assert model.labels == ("click",)
+        else:
+            assert model.request_time is True
 
 
 def test_own_model_is_named_by_module_and_function():
