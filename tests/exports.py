@@ -4,10 +4,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tests.checks import randomise
 from tests.datasets import TIME_ORIGIN, make_dataset
 from tfrec import publishing
 from tfrec.config import parse
 from tfrec.data import Dataset
+from tfrec.models.din import din
 from tfrec.runs import Run, build_model, save_run, start_run
 
 LENGTH, K = 6, 12
@@ -23,6 +25,22 @@ def make_run(root, *, name="run", config=None, **data):
     start_run(root / name, parsed, dataset)
     keras.utils.set_random_seed(3)
     run = Run(root / name, parsed, dataset.schema, dataset, build_model(parsed, dataset))
+    save_run(run, {})
+    return run
+
+
+def make_ranking_run(root, *, labels=("click", "cart"), config=None, **data):
+    """A run of `din` with random weights at `root / "ranker"`, of the dataset at `root / "data"`."""
+    directory = root / "data"
+    dataset = Dataset.open(directory if directory.exists() else make_dataset(directory, **data))
+    parsed = parse({"data": {"out": str(directory)}, "model": {"name": "din"}} | (config or {}))
+    start_run(root / "ranker", parsed, dataset)
+    keras.utils.set_random_seed(3)
+    model = din(dataset.schema, labels=labels, history_length=LENGTH, embedding_dim=8, hidden_units=(6,))
+    catalogue = dataset.catalogue()
+    model.set_catalogue(catalogue.codes, catalogue.train_count, catalogue.vectors)
+    randomise(model, scale=0.2)
+    run = Run(root / "ranker", parsed, dataset.schema, dataset, model)
     save_run(run, {})
     return run
 

@@ -69,7 +69,7 @@ class PublishedModel:
         times: Sequence[int] = (),
         event_types: Sequence[str] = (),
         request_time: int | None = None,
-        k: int = 10,
+        k: int | None = 10,
     ) -> Answer:
         """The k best items after a history.
 
@@ -78,16 +78,32 @@ class PublishedModel:
             times: Unix seconds of the events; left out, they are a minute apart and the last one is at the request.
             event_types: of the events.
             request_time: Unix seconds of the question.
-            k: items wanted; the export's own k is the most that there are.
+            k: items wanted; the export's own k is the most that there are, and what None gives.
         """
-        for name, values in (("times", times), ("event types", event_types)):
-            if values and len(values) != len(items):
-                raise UserError(f"history: {len(items)} items but {len(values)} {name}; give one for each item.")
-        infos = self._servable.signature_def.signature_def["recommend"].inputs
-        times = times or self._schema.times_of(len(items), request_time)
-        known = history_inputs(infos, items, times, event_types, request_time)
-        unknown = {name: _missing(info, len(items)) for name, info in infos.items() if name not in known}
-        return self._ask("recommend", {**known, **unknown}, k)
+        return self._ask("recommend", self._inputs("recommend", items, times, event_types, request_time), k)
+
+    def rank(
+        self,
+        items: Sequence[str],
+        candidates: Sequence[str],
+        *,
+        times: Sequence[int] = (),
+        event_types: Sequence[str] = (),
+        request_time: int | None = None,
+    ) -> Answer:
+        """Candidates after a history, best first, each with its score.
+
+        Args:
+            items: see `recommend`.
+            candidates: item ids; unknown ones are ranked as an unknown item.
+            times: see `recommend`.
+            event_types: see `recommend`.
+            request_time: see `recommend`.
+        """
+        inputs = self._inputs("rank", items, times, event_types, request_time)
+        outputs = self._run("rank", inputs | {"candidate_ids": _strings(candidates)})
+        pairs = zip(candidates, map(float, outputs["score"][0]), strict=True)
+        return sorted(pairs, key=lambda pair: -pair[1])
 
     def similar_items(self, item: str, k: int = 10) -> Answer:
         """The k items most like one.
@@ -103,10 +119,34 @@ class PublishedModel:
         """What people read of an item, in the order of `fields`."""
         return tuple(self._display.get(item, {}).get(field, "") for field in self.fields)
 
-    def _ask(self, signature: str, inputs: dict[str, NDArray[Any]], k: int) -> Answer:
+    def _inputs(
+        self,
+        signature: str,
+        items: Sequence[str],
+        times: Sequence[int],
+        event_types: Sequence[str],
+        request_time: int | None,
+    ) -> dict[str, NDArray[Any]]:
+        """All inputs of a signature: what a history says, and values that say nothing."""
+        for name, values in (("times", times), ("event types", event_types)):
+            if values and len(values) != len(items):
+                raise UserError(f"history: {len(items)} items but {len(values)} {name}; give one for each item.")
+        signatures = self._servable.signature_def.signature_def
+        if signature not in signatures:
+            raise UserError(f"{self.directory}: has no signature `{signature}`, only {', '.join(sorted(signatures))}.")
+        infos = signatures[signature].inputs
+        times = times or self._schema.times_of(len(items), request_time)
+        known = history_inputs(infos, items, times, event_types, request_time)
+        unknown = {name: _missing(info, len(items)) for name, info in infos.items() if name not in known}
+        return {**known, **unknown}
+
+    def _run(self, signature: str, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         servable = self._servable
         with _without_notes():
-            outputs = servable.run(signature, inputs)
+            return servable.run(signature, inputs)
+
+    def _ask(self, signature: str, inputs: dict[str, NDArray[Any]], k: int | None) -> Answer:
+        outputs = self._run(signature, inputs)
         pairs = zip(outputs["item_ids"][0][:k], outputs["scores"][0][:k], strict=True)
         return [(item.decode(), float(score)) for item, score in pairs if item]
 

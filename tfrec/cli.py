@@ -6,7 +6,7 @@ Exit code 0 = done, 1 = failed, 2 = wrong use. A mistake that the user can mend 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -453,6 +453,9 @@ def recommend(
     similar: Annotated[
         str | None, typer.Option(metavar="ITEM", help="Items like this one, instead of a history.")
     ] = None,
+    rank_with: Annotated[
+        Path | None, typer.Option(metavar="MODELS/RANKER", help="Ranks all that the model retrieves by another one.")
+    ] = None,
     k: Annotated[int, typer.Option("--k", min=1, help="Items to show.")] = 10,
 ) -> None:
     """One answer on the terminal, with titles.
@@ -461,19 +464,23 @@ def recommend(
     """
     if (history is None) == (similar is None):
         raise UsageError("recommend: give either --history a,b,c or --similar ITEM.")
+    if rank_with is not None and similar is not None:
+        raise UsageError("recommend: --rank-with needs a --history to rank by; leave out --similar.")
     from tfrec.answers import PublishedModel
     from tfrec.tables import rows_table
 
     published = PublishedModel.newest(model)
+    title = f"{model}, version {published.version}"
+    asked: dict[str, Any] = {"times": _seconds(times), "event_types": _items(event_types), "request_time": request_time}
     if similar is not None:
         answer, title = published.similar_items(similar, k), f"Items like {similar}"
+    elif rank_with is None:
+        answer = published.recommend(_items(history), k=k, **asked)
     else:
-        answer, title = (
-            published.recommend(
-                _items(history), times=_seconds(times), event_types=_items(event_types), request_time=request_time, k=k
-            ),
-            f"{model}, version {published.version}",
-        )
+        ranker = PublishedModel.newest(rank_with)
+        retrieved = [item for item, _ in published.recommend(_items(history), k=None, **asked)]
+        answer = ranker.rank(_items(history), retrieved, **asked)[:k]
+        title += f", ranked by {rank_with}, version {ranker.version}"
     rows = [(item, *published.display(item), f"{score:.4f}") for item, score in answer]
     _show(rows_table(rows, ("item", *published.fields, "score"), title=title, numbered=True))
 

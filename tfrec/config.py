@@ -230,6 +230,8 @@ class Export(Section):
     """Users whose lists the parity gate compares."""
     min_recall: float = Field(0.9, ge=0, le=1)
     """Recall@k of the ScaNN index against exact search below which publishing is refused."""
+    score_weights: dict[str, float] = Field({})
+    """Of a ranking model: label -> weight of its probability in the sum that is `score`; empty = the mean of all."""
 
 
 class Index(Section):

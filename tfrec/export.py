@@ -16,7 +16,8 @@ from tfrec.errors import UserError, writing
 from tfrec.evaluation import encode_catalogue
 from tfrec.index import build_search
 from tfrec.manifest import published_together, sha256_of, verify, write_manifest
-from tfrec.models.shells import RetrievalModel
+from tfrec.models.shells import RankingModel, RetrievalModel
+from tfrec.ranking_export import RankingVersion
 from tfrec.runs import RUN, Run, read_record
 from tfrec.schema import SCHEMA
 from tfrec.signatures import RetrievalSignatures
@@ -40,22 +41,25 @@ def export(run: Run, to: Path, *, index: IndexKind = "exact", not_worse_than: Pa
     version without its ScaNN sibling; what has a name is whole, and the next export gives both a new number.
 
     Args:
-        run: a trained retrieval model.
+        run: a trained retrieval or ranking model.
         to: MODELS/NAME; versions are the numbers below it.
-        index: `scann` also writes MODELS/NAME_scann, with the same number and weights.
+        index: of a retrieval model; `scann` also writes MODELS/NAME_scann, with the same number and weights.
         not_worse_than: MODELS/NAME of a model whose latest version this one may not be worse than.
 
     Raises:
         UserError: the run cannot be exported, is worse, or fails the gate.
     """
     to = Path(to)
-    _check_exportable(run)
+    _check_exportable(run, index)
     if not_worse_than is not None:
         publishing.refuse_worse(run, Path(not_worse_than))
     version = publishing.next_version(to)
     models = publishing.siblings(to, index)
     paths = [model / str(version) for model in models.values()]
     with writing(to), _full_precision(), published_together(paths, check=_check_files, replace=False) as directories:
+        if isinstance(run.model, RankingModel):
+            _write_ranking(run, directories[0], to.name)
+            return paths
         vectors = encode_catalogue(run.model, run.schema.num_items)
         for (kind, model), directory in zip(models.items(), directories, strict=True):
             _Version(run, vectors, directory, kind).write(model.name)
@@ -73,14 +77,18 @@ def _full_precision() -> Iterator[None]:
         tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
-def _check_exportable(run: Run) -> None:
+def _check_exportable(run: Run, index: IndexKind) -> None:
     if keras.backend.backend() != "tensorflow":
         raise UserError(
             f"export needs Keras on TensorFlow, here it is on {keras.backend.backend()}; set KERAS_BACKEND=tensorflow "
             "(a run trained on another backend loads as it is)."
         )
-    if not isinstance(run.model, RetrievalModel):
-        raise UserError(f"{run.directory}: a {type(run.model).__name__}; only retrieval models can be exported.")
+    if not isinstance(run.model, RetrievalModel | RankingModel):
+        raise UserError(
+            f"{run.directory}: a {type(run.model).__name__}; only retrieval and ranking models can be exported."
+        )
+    if isinstance(run.model, RankingModel) and index != "exact":
+        raise UserError(f"{run.directory}: a ranking model has no index; export it with `--index exact`.")
     if not len(run.dataset.catalogue().candidates):
         raise UserError(f"{run.dataset.directory}: has an empty catalogue, so there is nothing to recommend.")
 
@@ -119,32 +127,16 @@ class _Version:
 
     def write(self, name: str) -> None:
         """Writes and checks everything; `name` is the model's."""
-        run, catalogue = self.run, self.catalogue
+        run = self.run
         index = self._save()
-        publishing.write_display(self.directory, catalogue)
-        shutil.copyfile(run.directory / SCHEMA, self.directory / publishing.EXTRA / SCHEMA)
         some = self.samples[0].request
-        warmup = list(publishing.warmup_requests(run.schema, catalogue, run.dataset.directory, some))
-        publishing.write_warmup(self.directory, name, warmup)
-        evaluation = publishing.copy_evaluation(run, self.directory)
+        warmup = list(publishing.warmup_requests(run.schema, self.catalogue, run.dataset.directory, some))
+        facts = _write_beside(run, self.directory, name, warmup)
         figures = self._check(warmup)
         index |= {"recall": figures.pop("recall")}
         check_recall(index["recall"], run.config.export.min_recall)
-        record = read_record(run.directory)
-        write_manifest(
-            self.directory,
-            {
-                "format_version": _FORMAT_VERSION,
-                "model": dict(run.config.model),
-                "run": {"fingerprint": sha256_of(run.directory / RUN), "weights": record["weights"]},
-                "dataset": run.dataset.fingerprint,
-                "k": self.k,
-                "filter_seen": run.config.evaluation.filter_seen,
-                "index": index,
-                "parity": figures,
-                "evaluation": evaluation,
-            },
-        )
+        facts |= {"k": self.k, "filter_seen": run.config.evaluation.filter_seen, "index": index, "parity": figures}
+        write_manifest(self.directory, facts)
 
     def _save(self) -> dict[str, Any]:
         """Writes the SavedModel; returns what describes its index."""
@@ -176,10 +168,7 @@ class _Version:
         """Loads the SavedModel twice and compares its answers; returns the figures for the manifest."""
         libraries = [scann_library()] if self.kind == "scann" else []
         requests = [Request("recommend", each.request) for each in self.samples]
-        try:
-            by_loader = ask(self.directory, [*requests, *warmup], libraries)
-        except LoaderError as error:
-            raise UserError(f"parity: the C++ loader refuses the export: {error}; nothing was published.") from None
+        by_loader = _ask_loader(self.directory, [*requests, *warmup], libraries)
         recommend = tf.saved_model.load(str(self.directory)).signatures["recommend"]
         by_python = [_ask_python(recommend, request) for request in requests]
         differences: dict[str, list[parity.Difference]] = {"saved_model": [], "cpp_loader": []}
@@ -197,6 +186,40 @@ class _Version:
             "recall": float(np.concatenate(recalls).mean()),
             **{name: parity.summary(found) for name, found in differences.items() if found},
         }
+
+
+def _write_ranking(run: Run, directory: Path, name: str) -> None:
+    """Writes and checks the version of a ranking model; `name` is the model's."""
+    version = RankingVersion.of(run)
+    told = version.save(directory)
+    warmup, requests = version.warmup(), version.requests()
+    facts = _write_beside(run, directory, name, warmup)
+    by_loader = _ask_loader(directory, [*requests, *warmup])
+    signatures = tf.saved_model.load(str(directory)).signatures
+    by_python = [_ask_python(signatures[request.signature], request) for request in requests]
+    write_manifest(directory, {**facts, **told, "parity": version.compare(by_python, by_loader)})
+
+
+def _write_beside(run: Run, directory: Path, name: str, warmup: Sequence[Request]) -> dict[str, Any]:
+    """Writes what lies beside a SavedModel; returns what every manifest says."""
+    publishing.write_display(directory, run.dataset.catalogue())
+    shutil.copyfile(run.directory / SCHEMA, directory / publishing.EXTRA / SCHEMA)
+    publishing.write_warmup(directory, name, warmup)
+    record = read_record(run.directory)
+    return {
+        "format_version": _FORMAT_VERSION,
+        "model": dict(run.config.model),
+        "run": {"fingerprint": sha256_of(run.directory / RUN), "weights": record["weights"]},
+        "dataset": run.dataset.fingerprint,
+        "evaluation": publishing.copy_evaluation(run, directory),
+    }
+
+
+def _ask_loader(directory: Path, requests: Sequence[Request], libraries: Sequence[Path] = ()) -> list[Outputs]:
+    try:
+        return ask(directory, requests, libraries)
+    except LoaderError as error:
+        raise UserError(f"parity: the C++ loader refuses the export: {error}; nothing was published.") from None
 
 
 def _ask_python(recommend: Any, request: Request) -> Outputs:

@@ -30,15 +30,24 @@ class HistoryEncoder(tf.Module):
         items: the coder of item ids.
         length: of the model's histories (L).
         request_time: whether a request says when it is made.
+        until_request: whether events after that time are ignored like positions past the length.
     """
 
     def __init__(
-        self, schema: Schema, directory: Path, items: VocabularyCoder, *, length: int, request_time: bool
+        self,
+        schema: Schema,
+        directory: Path,
+        items: VocabularyCoder,
+        *,
+        length: int,
+        request_time: bool,
+        until_request: bool = False,
     ) -> None:
         super().__init__()
         self.schema = schema
         self.length = length
         self.request_time = request_time
+        self.until_request = until_request
         self.items = items
         self.events = SideCoder(schema.side("event"), directory, "event_")
         self.users = SideCoder(schema.side("user"), directory, "user_")
@@ -76,6 +85,9 @@ class HistoryEncoder(tf.Module):
             ids = tf.pad(inputs["history_item_ids"], [[0, 0], [0, 1]], constant_values="")
         width = tf.shape(ids)[1]
         valid = (tf.range(width) < inputs["history_length"][:, None]) & (ids != "")
+        if self.until_request:
+            times = tf.pad(inputs["history_times"], [[0, 0], [0, 1]])
+            valid &= times <= inputs["request_time"][:, None]
         seen = tf.where(valid, self.items(ids), PADDING)
         chosen, real = self._window(inputs, valid)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfrec.errors import UserError
+from tfrec.models.shells import RankingModel
 from tfrec.runs import Run
 from tfrec.schema import Feature
 from tfrec.transforms import FIRST_VALUE, Bins, Hashed, Vocabulary
@@ -47,7 +48,7 @@ def samples(run: Run) -> list[Sample]:
             split,
             history_length=run.model.history_length,
             batch_size=_BATCH_SIZE,
-            request_time=run.model.request_time,
+            request_time=wants_request_time(run),
             max_queries=run.config.export.parity_users,
             seed=run.config.training.seed,
         )
@@ -57,6 +58,11 @@ def samples(run: Run) -> list[Sample]:
         f"{run.dataset.directory}: has neither test nor validation events to compare the export on; "
         "change `data.split` and preprocess again."
     )
+
+
+def wants_request_time(run: Run) -> bool:
+    """Whether requests to the exported run say when they are made."""
+    return run.schema.has_time and (isinstance(run.model, RankingModel) or run.model.request_time)
 
 
 def raw_request(run: Run, batch: Batch) -> Arrays:
@@ -76,7 +82,7 @@ def raw_request(run: Run, batch: Batch) -> Arrays:
     }
     if schema.has_time:
         request["history_times"] = columns["time"][events].astype(np.int64) + schema.time_origin
-    if schema.has_time and run.model.request_time:
+    if wants_request_time(run):
         request["request_time"] = batch["request_time"].astype(np.int64) + schema.time_origin
     if schema.event_types:
         request["history_event_types"] = np.array(["", "", *schema.event_types], object)[columns["event_type"][events]]

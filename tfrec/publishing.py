@@ -95,16 +95,21 @@ def warmup_requests(schema: Schema, catalogue: Catalogue, directory: Path, histo
         directory: of the dataset.
         histories: a raw request of `recommend`, from which rows are taken.
     """
-    available = len(histories["history_length"])
     items = catalogue.candidates
+    yield from repeated(("serving_default", "recommend", "encode_user"), histories)
     for size in _WARMUP_SIZES:
-        chosen = np.resize(np.arange(available), size)
-        users = {name: values[chosen] for name, values in histories.items()}
-        for signature in ("serving_default", "recommend", "encode_user"):
-            yield Request(signature, users)
         asked = raw_items(schema, catalogue, directory, np.resize(items, size))
         yield Request("encode_item", asked)
         yield Request("similar_items", {"item_ids": asked[ITEM_ID]})
+
+
+def repeated(signatures: Sequence[str], inputs: Arrays) -> Iterator[Request]:
+    """A raw request's rows as requests of several batch sizes for each signature."""
+    available = len(inputs["history_length"])
+    for size in _WARMUP_SIZES:
+        chosen = np.resize(np.arange(available), size)
+        rows = {name: values[chosen] for name, values in inputs.items()}
+        yield from (Request(signature, rows) for signature in signatures)
 
 
 def raw_items(schema: Schema, catalogue: Catalogue, directory: Path, items: NDArray[np.int64]) -> Arrays:

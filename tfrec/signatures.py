@@ -62,7 +62,7 @@ class RetrievalSignatures(tf.Module):
         self.k = min(k, len(item_ids))
         self.filter_seen = filter_seen
         self.search = search
-        self.weights_ = _weights(model)
+        self.weights_ = held(model.user_encoder, model.item_encoder, model.item_table)
         self.item_ids = tf.Variable(item_ids, trainable=False, name="item_ids")
         positions = np.full(schema.num_items, -1, np.int32)  # of each code in the search; -1 = not there
         positions[items] = np.arange(len(items))
@@ -86,13 +86,13 @@ class RetrievalSignatures(tf.Module):
         history = self.history.signature()
         item = {ITEM_ID: tf.TensorSpec([None], tf.string, ITEM_ID)}
         item |= self.item_features.signature()
-        recommend = _concrete(lambda **inputs: self._recommend(model, inputs), history)
+        recommend = concrete(lambda **inputs: self._recommend(model, inputs), history)
         return {
             "serving_default": recommend,
             "recommend": recommend,
-            "encode_user": _concrete(lambda **inputs: {"vector": self._states(model, inputs)[0]}, history),
-            "encode_item": _concrete(lambda **inputs: {"vector": self._encode_item(model, inputs)}, item),
-            "similar_items": _concrete(
+            "encode_user": concrete(lambda **inputs: {"vector": self._states(model, inputs)[0]}, history),
+            "encode_item": concrete(lambda **inputs: {"vector": self._encode_item(model, inputs)}, item),
+            "similar_items": concrete(
                 lambda item_ids: self._similar(item_ids), {"item_ids": tf.TensorSpec([None], tf.string, "item_ids")}
             ),
         }
@@ -134,14 +134,14 @@ class RetrievalSignatures(tf.Module):
             return tf.cast(model.encode_items(items), tf.float32)
 
 
-def _weights(model: RetrievalModel) -> list[tf.Variable]:
-    """The variables that answering reads: those of the encoders and the catalogue, not of the objective or metrics."""
-    layers = (model.user_encoder, model.item_encoder, model.item_table)
+def held(*layers: keras.layers.Layer) -> list[tf.Variable]:
+    """The variables of layers that answering reads, each once: not those of an objective or of metrics."""
     variables = {id(variable): variable.value for layer in layers for variable in layer.variables}
     return list(variables.values())
 
 
-def _concrete(function: Signature, inputs: Mapping[str, tf.TensorSpec]) -> Signature:
+def concrete(function: Signature, inputs: Mapping[str, tf.TensorSpec]) -> Signature:
+    """A function of keyword arguments as a signature with these inputs."""
     return tf.function(function, autograph=False).get_concrete_function(**inputs)
 
 

@@ -30,11 +30,16 @@ class StandIn:
             )
             for name in TYPES
         }
-        self.signature_def = SimpleNamespace(signature_def={"recommend": SimpleNamespace(inputs=infos)})
+        candidates = SimpleNamespace(dtype=7, tensor_shape=SimpleNamespace(dim=[SimpleNamespace(size=-1)] * 2))
+        ranked = SimpleNamespace(inputs=infos | {"candidate_ids": candidates})
+        signatures = {"recommend": SimpleNamespace(inputs=infos), "rank": ranked}
+        self.signature_def = SimpleNamespace(signature_def=signatures)
         self.asked: dict[str, Any] = {}
 
     def run(self, signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
         self.asked = {"signature": signature, **inputs}
+        if signature == "rank":
+            return {"score": np.array([[0.25, 0.75, 0.75, 0.5]], np.float32)[:, : inputs["candidate_ids"].shape[1]]}
         return {"item_ids": np.array([[b"b", b"a", b""]], object), "scores": np.array([[0.5, 0.25, -1e38]], np.float32)}
 
 
@@ -89,6 +94,22 @@ def test_request_is_at_the_latest_time_whatever_the_order_of_the_history() -> No
     inputs = history_inputs(["history_times", "request_time"], ["a", "b", "c"], [50, 90, 70])
     assert inputs["history_times"].tolist() == [[50, 90, 70]]
     assert inputs["request_time"].tolist() == [90]
+
+
+def test_candidates_come_back_in_the_order_of_their_scores(published: PublishedModel) -> None:
+    answer = published.rank(["a", "b"], ["x", "y", "z", "x2"], times=[5, 7])
+    assert answer == [("y", 0.75), ("z", 0.75), ("x2", 0.5), ("x", 0.25)]
+    asked = published._servable.asked  # type: ignore[attr-defined]
+    assert asked["signature"] == "rank"
+    assert asked["candidate_ids"].tolist() == [[b"x", b"y", b"z", b"x2"]]
+    assert asked["history_times"].tolist() == [[5, 7]]
+    assert asked["user_tags"].tolist() == [[b""] * 3]
+
+
+def test_a_model_that_does_not_rank_is_told(published: PublishedModel) -> None:
+    del published._servable.signature_def.signature_def["rank"]  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="10: has no signature `rank`, only recommend"):
+        published.rank(["a"], ["b"])
 
 
 def test_similar_items_ask_by_id(published: PublishedModel) -> None:

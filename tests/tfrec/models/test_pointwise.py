@@ -11,8 +11,6 @@ from tests.tfrec.models.made import NUM_ITEMS, SIZES, make_catalogue, make_ranki
 from tfrec.errors import UsageError
 from tfrec.models import build
 
-pytestmark = pytest.mark.jax
-
 LABELS = ("click", "cart")
 NAMES = ("dcn_v2", "din", "dnn", "mmoe", "wukong")
 D, FIELDS = 8, 4 + 1 + 1  # the item's features, the history, the user's feature
@@ -22,7 +20,7 @@ OPTIONS = {
     "dcn_v2": {"num_cross_layers": 2, "hidden_units": (6,)},
     "din": {"attention_units": (5,), "hidden_units": (6,)},
     "dnn": {"hidden_units": (6,)},
-    "mmoe": {"num_experts": 3, "expert_units": (6, 4), "hidden_units": (3,)},
+    "mmoe": {"num_experts": 3, "expert_units": (12, 8), "hidden_units": (6,)},
     "wukong": {
         "num_interactions": 2,
         "num_compressed": 3,
@@ -64,8 +62,8 @@ def expected_parameters(name):
         attention = dense(4 * D, 5) + 5 + dense(5, 1)
         return inputs + places + attention + dense(FLAT, 6) + 6 + head
     if name == "mmoe":
-        experts = 3 * (dense(FLAT, 6) + dense(6, 4)) + FLAT * 3 * 2
-        return inputs + places + experts + 2 * (dense(4, 3) + dense(3, 1))
+        experts = 3 * (dense(FLAT, 12) + dense(12, 8)) + FLAT * 3 * 2
+        return inputs + places + experts + 2 * (dense(8, 6) + dense(6, 1))
 
     def block(fields):
         machine = fields * 2 + 2 * fields * 2 + dense(fields * 2, 5) + dense(5, 2 * D)
@@ -74,6 +72,7 @@ def expected_parameters(name):
     return inputs + places + block(FIELDS) + block(5) + dense(5 * D, 6) + head
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", NAMES)
 def test_battery(name, tmp_path):
     schema = make_schema(labels=LABELS)
@@ -131,6 +130,7 @@ def test_dropout_of_units_and_ids_changes_training_alone(name):
         assert np.abs(trained - plain_logits(name, True)).max() > 1e-4
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weight_learns_and_rows_without_history_or_candidates_do_no_harm(name):
     schema = make_schema(labels=LABELS)
@@ -155,6 +155,7 @@ def test_the_history_and_the_user_count(name):
         assert np.abs(logits(model, changed) - before)[1:][real[1:]].max() > 1e-4, key
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("name", NAMES)
 def test_logs_with_little_in_them_are_ranked(name):
     schema = make_schema(labels=("click",), has_time=False, event_types=(), context=False)
