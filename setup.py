@@ -37,7 +37,7 @@ EXTRAS = {
         "uvicorn>=0.54",
     ],
     "retrieval": ["scann>=1.4.2,<1.5", "tensorflow-recommenders>=0.7.7,<0.8", "tf-keras>=2.20,<2.21"],
-    "text": ["keras-hub>=0.32", "tensorflow-text>=2.20,<2.21", "tf-models-official>=2.20,<2.21"],
+    "encoders": ["keras-hub>=0.32", "pillow>=10", "tensorflow-text>=2.20,<2.21", "tf-models-official>=2.20,<2.21"],
     "jax": ["jax>=0.4.30"],
     "spreadsheets": ["fastexcel>=0.11", "openpyxl>=3.1", "polars>=1"],
     "dev": [

@@ -16,6 +16,7 @@ from beam_jobs.binning import fit_bins, fit_standard
 from beam_jobs.encoding import as_array, stack_vectors
 from beam_jobs.growth import Growth, append_new
 from beam_jobs.hashing import hash_ids
+from beam_jobs.pretrained import specification
 from beam_jobs.staging import all_item_ids, positions, read_frame
 from beam_jobs.vocabularies import given_values
 from tfrec.config import Config, FeatureConfig, ItemIds
@@ -25,6 +26,7 @@ from tfrec.transforms import (
     FIRST_VALUE,
     UNKNOWN,
     Cross,
+    Encoder,
     Hashed,
     Standard,
     TfidfSvd,
@@ -236,12 +238,14 @@ def _fit_from_parts(directory: Path, feature: FeatureConfig, side: Side, parts: 
 
 
 def _fit_vectors(directory: Path, feature: FeatureConfig, values: pl.Series, quality: dict[str, Any]) -> Feature:
-    encoder = None
+    encoder: Encoder | None = None
     if len(values) == 0:
         raise UserError(f"`features.items` {feature.name}: no item of the catalogue has a value.")
-    if feature.kind == "text":
-        encoder = _fit_encoder(directory, feature, values.to_list())
-        vectors = encoder.encode(values.to_list(), directory)
+    if feature.encoder is not None:
+        encoder, vectors = specification(feature.encoder), stack_vectors(values, feature.dim)
+    elif feature.kind == "text":
+        fitted_encoder = _fit_encoder(directory, feature, values.to_list())
+        encoder, vectors = fitted_encoder, fitted_encoder.encode(values.to_list(), directory)
     else:
         vectors = stack_vectors(values, feature.dim)
     vectors = vectors[~np.isnan(vectors).any(axis=1)]
@@ -273,7 +277,7 @@ def _feature(
     feature: FeatureConfig,
     side: Side,
     transform: Transform,
-    encoder: TfidfSvd | None = None,
+    encoder: Encoder | None = None,
     standard: Standard | None = None,
 ) -> Feature:
     num_codes = feature.max_values if feature.multivalued else len(transform.table_sizes)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from beam_jobs.staging import Table, positions
 from tfrec.schema import Feature
-from tfrec.transforms import FIRST_VALUE, UNKNOWN, Bins, Codes, Cross, Hashed, Quantizer, Vectors, Vocabulary
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, Bins, Codes, Cross, Hashed, Quantizer, TfidfSvd, Vectors, Vocabulary
 
 
 def encode_features(table: Table, prefix: str, features: Iterable[Feature], directory: Path) -> dict[str, Codes]:
@@ -43,9 +43,9 @@ def encode_column(table: Table, name: str, feature: Feature, directory: Path) ->
 
 
 def vectors_of(table: Table, name: str, feature: Feature, directory: Path) -> Vectors:
-    """Vectors `(N, d)` of a text or multimodal feature; NaN where a row has none."""
+    """Vectors `(N, d)` of a feature that is quantised; NaN where a row has none."""
     assert isinstance(feature.transform, Quantizer), "Vectors are quantised."
-    if feature.encoder is not None:
+    if isinstance(feature.encoder, TfidfSvd):
         return feature.encoder.encode(texts_of(table, name), directory)
     return stack_vectors(table.rows[name], feature.transform.input_dim)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from beam_jobs.forgetting import ForgetLists
+from beam_jobs.pretrained import specification
 from tfrec.config import Config, FeatureConfig, different_options, suggest
 from tfrec.errors import UsageError, UserError
 from tfrec.manifest import MANIFEST, fingerprint, verify
 from tfrec.schema import ITEM_ID, Feature, Schema
-from tfrec.transforms import FIRST_VALUE, Vocabulary, write_values
+from tfrec.transforms import FIRST_VALUE, Pretrained, Vocabulary, write_values
 
 LINEAGE = "lineage"
 """Key of the manifest: the datasets that this one grew from, the oldest first."""
@@ -149,6 +150,9 @@ def _compare(directory: Path, old: Feature | None, side: str, settings: FeatureC
         raise UserError(f"`features.{side}s` {name}: in {directory} it is a feature of {old.side}s; {mend}")
     for option, (now, then) in different_options(settings, old).items():
         raise UserError(f"`features.{side}s` {name}: `{option}` is {now!r}, in {directory} it was {then!r}; {mend}")
+    encoder = old.encoder if isinstance(old.encoder, Pretrained) else None
+    if encoder != (specification(settings.encoder) if settings.encoder else None):
+        raise UserError(f"`features.{side}s` {name}: `encoder` is not the one that {directory} was made with; {mend}")
 
 
 def _day(seconds: int) -> str:

@@ -117,7 +117,8 @@ class _EncodeItems(beam.DoFn):
         types: dict[str, Any] = {"number": pl.Float64, "texts": pl.List(pl.String), "vector": pl.List(pl.Float32)}
         for field in self.plan.fields if self.plan else ():
             if field.name not in frame.columns:
-                frame = frame.with_columns(pl.lit(None, types.get(field.kind, pl.String)).alias(field.name))
+                kind = "vector" if field.feature else field.kind
+                frame = frame.with_columns(pl.lit(None, types.get(kind, pl.String)).alias(field.name))
         if len(frame):
             encoded = encode_bucket(frame, self.files)
             file = pl.Series("_file", (encoded["item"].to_numpy() - FIRST_VALUE) // ITEMS_A_FILE)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from beam_jobs.filters import Comparison, check_patterns
 from beam_jobs.forgetting import ForgetLists, read_forget_lists
+from beam_jobs.pretrained import check_encoder
 from beam_jobs.sources import ROLES, ROW, Log, LogKind, open_log
 from beam_jobs.splits import check_split
-from beam_jobs.validation import Field, FieldKind
+from beam_jobs.validation import Field, FieldKind, open_vectors
 from beam_jobs.vocabularies import given_values
 from tfrec.config import Config, FeatureConfig, Filters, suggest
 from tfrec.errors import UsageError
@@ -49,6 +50,16 @@ class LogPlan:
     def columns(self) -> list[str]:
         """The raw columns that are read, sorted."""
         return sorted({one.column for one in self.fields})
+
+    @property
+    def encoded(self) -> tuple[Field, ...]:
+        """The texts and images that a pretrained encoder turns into vectors."""
+        return tuple(one for one in self.fields if one.feature is not None)
+
+    @property
+    def images(self) -> frozenset[str]:
+        """The raw columns of images."""
+        return frozenset(one.column for one in self.fields if one.kind == "image")
 
     @property
     def file_names(self) -> list[str]:
@@ -163,6 +174,22 @@ def _check_feature(feature: FeatureConfig, side: str) -> None:
         raise UsageError(f"`features.{side}` {feature.name}: `standardize` is for features of items alone.")
     if feature.vocabulary is not None:
         given_values(feature)
+    check_encoder(feature)
+    if feature.vectors is not None:
+        _check_vectors(feature, feature.vectors)
+
+
+def _check_vectors(feature: FeatureConfig, file: str) -> None:
+    try:
+        shape, dtype = (vectors := open_vectors(file)).shape, vectors.dtype
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"feature {feature.name}: `vectors`: {file} is no readable .npy file: {reason}") from None
+    if len(shape) != 2 or shape[1] != feature.dim or dtype.kind != "f":
+        raise UsageError(
+            f"feature {feature.name}: `vectors`: {file} must hold floats of shape (rows, {feature.dim}), the feature's "
+            f"`dim`; holds {dtype} of shape {shape}."
+        )
 
 
 def _check_cross(feature: FeatureConfig, features: Sequence[FeatureConfig], side: str) -> None:
@@ -264,10 +291,12 @@ def _feature_field(log: Log, feature: FeatureConfig, prefix: str, key: str) -> F
     if feature.kind == "numerical":
         return Field(name, column, "number")
     if feature.kind == "multimodal":
-        return Field(name, column, "vector", dim=feature.dim)
+        return Field(name, column, "vector", dim=feature.dim, file=feature.vectors)
     if feature.multivalued:
         return Field(name, column, "texts", separator=feature.separator, max_values=feature.max_values)
-    return Field(name, column, "text")
+    if feature.kind == "image":
+        return Field(name, column, "image", feature=feature)
+    return Field(name, column, "text", feature=feature if feature.encoder else None)
 
 
 __all__ = ["EXCLUDE_PREFIX", "LABEL_PREFIX", "REQUIRE_PREFIX", "ROW", "LogPlan", "Plan", "make_plan"]

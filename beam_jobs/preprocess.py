@@ -42,6 +42,7 @@ from beam_jobs.statistics import (
     Counts,
     account_table,
     add_up,
+    check_missing,
     check_rejected,
     make_account,
     make_statistics,
@@ -174,6 +175,7 @@ def read_logs(plan: Plan, staging: Path, directory: Path, num_buckets: int, opti
         _ = rejects | "Flatten rejects" >> beam.Flatten() | "Write all rejects" >> WriteRejects(directory)
     found = read_counts(staging / "read.json")
     check_rejected(found, first_rejects(directory), plan.config.data.max_rejected)
+    check_missing(found, plan.config.data.max_rejected)
     for log in plan.logs:
         if not any(key[0] == log.kind and key[2] == "input" for key in found):
             raise UserError(f"{log.log.files[0].path}: holds no rows.")

@@ -5,14 +5,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import polars as pl
+from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 from apache_beam.transforms.combiners import ToList
 
+from beam_jobs.contents import EncodeContents, Encoded
 from beam_jobs.filters import COMPARE, filter_reasons
 from beam_jobs.forgetting import REASON, forgotten_rows, hide_values
 from beam_jobs.hashing import buckets_of
@@ -38,7 +40,7 @@ class CheckedBatch:
     """Checked columns of the rows that stay, with `file` and, for items and users, `ROW`."""
     rejects: pl.DataFrame
     counts: Counter[tuple[str, str, str]]
-    """(file, outcome, reason) -> rows; outcomes are input, rejected, filtered."""
+    """(file, outcome, reason) -> rows; outcomes are input, rejected, filtered, and of values, not rows, missing."""
     first_row: int
     file: int
 
@@ -111,6 +113,14 @@ def _finish_columns(checked: pl.DataFrame, plan: LogPlan, file: int) -> pl.DataF
     if plan.kind in ("events", "impressions"):
         hidden.append(ROW)
     return checked.with_columns(*labels, pl.lit(file, pl.UInt16).alias("file")).drop(hidden)
+
+
+def with_vectors(batch: CheckedBatch, encoded: Encoded, plan: LogPlan) -> CheckedBatch:
+    """A batch whose texts and images have been encoded; values without a vector are noted, their rows stay."""
+    name = plan.file_names[batch.file]
+    missing = encoded.missing.with_columns(pl.lit(name).alias("file"))
+    counts = batch.counts + Counter({(file, "missing", rule): n for (file, _, rule), n in _by_rule(missing).items()})
+    return replace(batch, accepted=encoded.frame, rejects=pl.concat([batch.rejects, missing]), counts=counts)
 
 
 def split_by_bucket(batch: CheckedBatch, id_column: str, num_buckets: int) -> Iterator[tuple[int, Chunk]]:
@@ -210,7 +220,7 @@ class _ReadAndCheck(beam.DoFn):
         self.rows, self.last_line = 0, time.monotonic()
 
     def process(self, fragment: Fragment) -> Iterator[CheckedBatch]:
-        for batch in read_batches(fragment, self.plan.columns, self.plan.log.source):
+        for batch in read_batches(fragment, self.plan.columns, self.plan.log.source, self.plan.images):
             yield check_rows(batch, self.plan)
             self.rows += len(batch.frame)
             if time.monotonic() - self.last_line > _SECONDS_BETWEEN_LINES:
@@ -249,6 +259,22 @@ class _Stage(beam.DoFn):
 
 
 @dataclass
+class _Encode(beam.PTransform[Any, Any]):
+    """PCollection[CheckedBatch] → the same with vectors for texts and images: these are what passes the shuffle."""
+
+    plan: LogPlan
+
+    def expand(self, batches: Any) -> Any:
+        """Wires the encoders, each batch being the key of its rows."""
+        return (
+            batches
+            | "Key by batch" >> beam.Map(lambda batch: (batch, batch.accepted))
+            | "Run encoders" >> RunInference(KeyedModelHandler(EncodeContents(self.plan.encoded)))
+            | "Take vectors" >> beam.MapTuple(lambda batch, encoded: with_vectors(batch, encoded, self.plan))
+        )
+
+
+@dataclass
 class ReadLog(beam.PTransform[Any, Any]):
     """Pipeline → (counts, rejects): reads a log, checks its rows, writes them to `folder`, a table a bucket of ids.
 
@@ -265,15 +291,16 @@ class ReadLog(beam.PTransform[Any, Any]):
         """Wires reading, checking, shuffling and staging."""
         kind = self.plan.kind
         id_column = "item_id" if kind == "items" else "user_id"
-        scattered = (
+        checked = (
             pipeline
             | f"List {kind}" >> beam.Create(list_fragments(self.plan.log))
             | f"Spread {kind}" >> beam.Reshuffle()
             | f"Read and check {kind}" >> beam.ParDo(_ReadAndCheck(self.plan))
-            | f"Scatter {kind}"
-            >> beam.ParDo(_Scatter(self.plan, id_column, self.num_buckets)).with_outputs(
-                "counts", "rejects", main="chunks"
-            )
+        )
+        scattered = (
+            checked | f"Encode {kind}" >> _Encode(self.plan) if self.plan.encoded else checked
+        ) | f"Scatter {kind}" >> beam.ParDo(_Scatter(self.plan, id_column, self.num_buckets)).with_outputs(
+            "counts", "rejects", main="chunks"
         )
         staged = (
             scattered.chunks

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
@@ -37,6 +37,7 @@ ROW = "_row"
 """Column of a batch: the number of a row in its file, from 1, a header not counted."""
 
 _BATCH_ROWS = 1 << 18
+_IMAGE_ROWS = 1 << 10
 _BLOCK_BYTES = 1 << 23
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
@@ -162,11 +163,23 @@ def list_fragments(log: Log) -> list[Fragment]:
     return fragments
 
 
-def read_batches(fragment: Fragment, columns: Sequence[str], source: Source) -> Iterator[Batch]:
-    """The rows of a fragment, in order, `columns` alone; a damaged file is a `UserError`."""
-    readers = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}
+def read_batches(
+    fragment: Fragment, columns: Sequence[str], source: Source, images: Collection[str] = ()
+) -> Iterator[Batch]:
+    """The rows of a fragment, in order, `columns` alone; a damaged file is a `UserError`.
+
+    Args:
+        fragment: what is read.
+        columns: sorted.
+        source: says how.
+        images: columns whose bytes, where they are bytes (Parquet), are no texts; such rows come few at a time.
+    """
+    readers = {"csv": _read_csv, "jsonl": _read_jsonl}
     try:
-        yield from readers[fragment.file.format](fragment, columns, source)
+        if fragment.file.format == "parquet":
+            yield from _read_parquet(fragment, columns, images)
+        else:
+            yield from readers[fragment.file.format](fragment, columns, source)
     except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         raise _unreadable(fragment.file.path, error) from error
 
@@ -259,12 +272,13 @@ def _estimated_rows(file: LogFile) -> int:
     return file.size_bytes * (4 if file.compression else 1) // bytes_a_row
 
 
-def _read_parquet(fragment: Fragment, columns: Sequence[str], source: Source) -> Iterator[Batch]:
+def _read_parquet(fragment: Fragment, columns: Sequence[str], images: Collection[str]) -> Iterator[Batch]:
     path, row = fragment.file.path, fragment.first_row
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         parquet = pa.parquet.ParquetFile(file, page_checksum_verification=True)
-        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=list(fragment.row_groups), columns=list(columns)):
-            frame, rows, broken = _as_frame(batch, range(row, row + len(batch)))
+        size = _IMAGE_ROWS if images else _BATCH_ROWS
+        for batch in parquet.iter_batches(size, row_groups=list(fragment.row_groups), columns=list(columns)):
+            frame, rows, broken = _as_frame(batch, range(row, row + len(batch)), images)
             yield Batch(fragment.file, _numbered(frame, rows), broken)
             row += len(batch)
 
@@ -339,7 +353,9 @@ def _read_jsonl(fragment: Fragment, columns: Sequence[str], source: Source) -> I
             yield Batch(fragment.file, _numbered(frame, rows), broken)
 
 
-def _as_frame(batch: pa.RecordBatch, rows: Sequence[int]) -> tuple[pl.DataFrame, Sequence[int], Broken]:
+def _as_frame(
+    batch: pa.RecordBatch, rows: Sequence[int], images: Collection[str] = ()
+) -> tuple[pl.DataFrame, Sequence[int], Broken]:
     """The rows of a batch whose texts are valid UTF-8, their numbers, and the others as broken.
 
     Bytes are taken for texts. Only what has been checked may become a polars frame, which trusts its texts.
@@ -347,9 +363,9 @@ def _as_frame(batch: pa.RecordBatch, rows: Sequence[int]) -> tuple[pl.DataFrame,
     texts = {pa.binary(): pa.string(), pa.large_binary(): pa.large_string()}
     columns = [
         pc.cast(column, options=pc.CastOptions(texts[column.type], allow_invalid_utf8=True))
-        if column.type in texts
+        if column.type in texts and name not in images
         else column
-        for column in batch.columns
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
     ]
     checked = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
     if _is_valid(checked):

@@ -39,6 +39,8 @@ def add_up(*counts: Counts) -> dict[tuple[str, ...], int]:
 def make_account(counts: Counts) -> Account:
     """What became of each log's rows: by kind the totals and, under `files`, the same of each file with reasons.
 
+    A file some of whose accepted rows miss a value that could not be encoded has `missing`: values by reason.
+
     Raises:
         AssertionError: the numbers do not add up: input = accepted + rejected, accepted = stored + filtered +
             truncated.
@@ -49,6 +51,8 @@ def make_account(counts: Counts) -> Account:
         entry = files.setdefault(file, {"input": 0, "accepted": 0, "stored": 0, **{name: {} for name in _REASONED}})
         if outcome in _REASONED:
             entry[outcome][reason] = count
+        elif outcome == "missing":
+            entry.setdefault(outcome, {})[reason] = count
         else:
             entry[outcome] = count
     for log in account.values():
@@ -92,6 +96,23 @@ def check_rejected(counts: Counts, first_rejects: Mapping[str, dict[str, Any]], 
             f"{file}: {number:,} of {total:,} rows of the {kind} rejected, more than `data.max_rejected` "
             f"{most:g} allows; most often {where}{reason} ({count:,} rows{shown})."
         )
+
+
+def check_missing(counts: Counts, most: float) -> None:
+    """Raises a `UserError` where a larger share of a column's texts or images lacks a vector than `max_rejected`."""
+    rows: dict[str, int] = {}
+    missing: dict[tuple[str, str], int] = {}
+    for (kind, _, outcome, reason), count in counts.items():
+        if outcome == "input":
+            rows[kind] = rows.get(kind, 0) + count
+        elif outcome == "missing":
+            missing[kind, reason] = missing.get((kind, reason), 0) + count
+    for (kind, reason), count in missing.items():
+        if count > most * rows[kind]:
+            raise UserError(
+                f"`data.{kind}`: {count:,} of {rows[kind]:,} values of column {reason}; "
+                f"`data.max_rejected` allows {most:g}."
+            )
 
 
 def account_table(account: Account) -> str:

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from pathlib import Path, PurePath
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from beam_jobs.sources import ROW
+from tfrec.config import FeatureConfig
 
 EARLIEST_SECONDS = 631_152_000
 """1990-01-01: times before are taken for mistakes."""
@@ -14,7 +18,7 @@ LATEST_SECONDS = 4_102_444_800
 """2100-01-01: times from here on are taken for mistakes."""
 MICROSECONDS = 1_000_000
 
-FieldKind = Literal["id", "integer_id", "time", "integer", "number", "text", "texts", "vector"]
+FieldKind = Literal["id", "integer_id", "time", "integer", "number", "text", "texts", "vector", "image"]
 
 _UNIT_SECONDS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
 _ISO_FORMATS = (
@@ -54,6 +58,10 @@ class Field:
     """Of texts: values kept."""
     dim: int = 0
     """Of a vector: its width."""
+    file: str | None = None
+    """Of a vector: the .npy file whose rows the column counts; None where cells are vectors."""
+    feature: FeatureConfig | None = None
+    """Of a text or image that is encoded: its feature."""
 
 
 def check_batch(
@@ -72,6 +80,8 @@ def check_batch(
         raw = frame[field.column]
         if isinstance(raw.dtype, pl.Categorical | pl.Enum):
             raw = raw.cast(pl.String)
+        if raw.dtype == pl.Binary and field.kind != "image":
+            raw = raw.cast(pl.String, strict=False)
         values, rules = _CHECKS[field.kind](raw, field)
         columns.append(values.alias(field.name))
         if rules is None:
@@ -164,6 +174,8 @@ def _check_integer(raw: pl.Series, field: Field) -> Checked:
 def _check_vector(raw: pl.Series, field: Field) -> Checked:
     """Vectors as float32 lists of width `dim`; a null cell has no vector."""
     empty = pl.List(pl.Float32)
+    if field.file is not None:
+        return _rows_of(field.file, raw, field)
     if not isinstance(raw.dtype, pl.List | pl.Array):
         if raw.null_count() == len(raw):
             return pl.repeat(None, len(raw), dtype=empty, eager=True), None
@@ -178,6 +190,44 @@ def _check_vector(raw: pl.Series, field: Field) -> Checked:
     texts = f"must have width {field.dim} (the feature's `dim`), has " + widths.cast(pl.String)
     rules = _rules((wrong_width, texts), (~finite, "holds a NaN, an infinity or an empty entry"))
     return (values if rules is None else values.set(rules.is_not_null(), None)), rules
+
+
+def _rows_of(file: str, raw: pl.Series, field: Field) -> Checked:
+    """The rows of a .npy file that the cells name."""
+    rows, rules = _check_integer(raw, field)
+    stored = open_vectors(file)
+    outside = ((rows < 0) | (rows >= len(stored))).fill_null(False)
+    inside = rows.is_not_null() & ~outside
+    chosen = np.asarray(stored[rows.filter(inside).to_numpy()], np.float32)
+    finite = np.isfinite(chosen).all(axis=1)
+    places = np.flatnonzero(inside)
+    vectors = np.zeros((len(raw), field.dim), np.float32)
+    vectors[places[finite]] = chosen[finite]
+    absent = np.ones(len(raw), np.bool_)
+    absent[places[finite]] = False
+    broken = np.zeros(len(raw), np.bool_)
+    broken[places[~finite]] = True
+    found = _rules(
+        (rules.is_not_null() if rules is not None else _never(raw), "must be a whole number"),
+        (outside, f"must be a row of {PurePath(file).name}, 0 to {len(stored) - 1}"),
+        (pl.Series(broken), f"is a row of {PurePath(file).name} with a NaN or an infinity"),
+    )
+    lists = pl.Series(vectors, dtype=pl.Array(pl.Float32, field.dim)).cast(pl.List(pl.Float32))
+    return lists.set(pl.Series(absent), None), found
+
+
+def open_vectors(file: str) -> NDArray[Any]:
+    """A .npy file, mapped into memory."""
+    vectors: NDArray[Any] = np.load(Path(file).expanduser(), mmap_mode="r", allow_pickle=False)
+    return vectors
+
+
+def _check_image(raw: pl.Series, field: Field) -> Checked:
+    """Bytes, or paths of files; an empty cell has no image."""
+    if raw.dtype not in (pl.Binary, pl.String):
+        return _all_wrong(raw, pl.String, "must be the bytes of an image or the path of its file")
+    sizes = raw.str.len_bytes() if raw.dtype == pl.String else raw.bin.size()
+    return raw.set((sizes == 0).fill_null(False), None), None
 
 
 def _check_time(raw: pl.Series, field: Field) -> Checked:
@@ -206,6 +256,7 @@ _CHECKS: dict[FieldKind, Callable[[pl.Series, Field], Checked]] = {
     "text": _check_text,
     "texts": _check_texts,
     "vector": _check_vector,
+    "image": _check_image,
 }
 
 

@@ -21,11 +21,14 @@ ALL_PYTHON = SOURCES + sorted(
     path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")
 )
 PROVIDERS = {  # the distribution behind a module whose name differs from it
+    "PIL": "pillow",
     "apache_beam": "apache-beam",
     "google_crc32c": "google-crc32c",
     "grpc": "grpcio",
     "grpc_health": "grpcio-health-checking",
+    "keras_hub": "keras-hub",
     "ml_dtypes": "ml-dtypes",
+    "official": "tf-models-official",
     "sklearn": "scikit-learn",
     "tensorflow_recommenders": "tensorflow-recommenders",
     "tensorflow_serving": "tensorflow-serving-api",
@@ -182,8 +185,8 @@ def test_locked_requirements_name_no_index() -> None:
 def test_every_requirement_is_locked(source: str) -> None:
     lines = (ROOT / source).read_text("utf-8").splitlines()
     wanted = {re.split(r"[=<>\[ ]", line)[0].lower() for line in lines if line and not line.startswith("#")}
-    if source == "requirements.in":  # text encoders are for whoever wants them, JAX has a lock of its own
-        declared = requirements_of_setup(without=("text", "jax"))
+    if source == "requirements.in":  # JAX has a lock of its own
+        declared = requirements_of_setup(without=("jax",))
         wanted |= {re.split(r"[<>=\[]", requirement)[0].lower() for requirement in declared}
     locked = re.findall(r"^([\w.-]+)==", (ROOT / source).with_suffix(".txt").read_text("utf-8"), re.MULTILINE)
     assert wanted - {name.lower() for name in locked} == set()

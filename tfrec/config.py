@@ -17,13 +17,14 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from tfrec.errors import UsageError
+from tfrec.features import EncoderConfig as EncoderConfig
 from tfrec.features import FeatureConfig as FeatureConfig
 from tfrec.features import Features
 from tfrec.features import ItemIds as ItemIds
 from tfrec.features import different_options as different_options
 from tfrec.schema import Label, Split
 from tfrec.strict import Section as Section
-from tfrec.strict import read_yaml
+from tfrec.strict import read_yaml as read_yaml
 from tfrec.strict import suggest as suggest
 
 CONFIG = "config.yaml"

@@ -159,7 +159,8 @@ def _codes_mean_the_same(old: Dataset, new: Dataset, before: Feature, after: Fea
     if isinstance(before.transform, Vocabulary) and isinstance(after.transform, Vocabulary):
         values = _values(old, before)
         return list(values) == list(_values(new, after)[: len(values)])
-    if before.transform != after.transform or _files(old, before) != _files(new, after):
+    same = (before.transform, before.encoder) == (after.transform, after.encoder)
+    if not same or _files(old, before) != _files(new, after):
         return False
     names = after.transform.cross if isinstance(after.transform, Cross) else ()
     return all(_codes_mean_the_same(old, new, old.schema.feature(name), new.schema.feature(name)) for name in names)

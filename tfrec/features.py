@@ -18,13 +18,58 @@ QUANTIZER_OPTIONS: Mapping[str, tuple[str, ...]] = {
 """The options of each quantiser."""
 
 
+ENCODERS: Mapping[str, tuple[str, ...]] = {
+    "text": ("tf_models", "keras_hub", "saved_model"),
+    "image": ("keras", "tf_models", "saved_model"),
+}
+"""The kinds of encoders that there are for each kind of content."""
+
+
+class EncoderConfig(Section):
+    """A pretrained encoder of texts or images, run by the job; models see the quantised vectors."""
+
+    kind: Literal["tf_models", "keras_hub", "saved_model", "keras"]
+    """tf_models: a folder of tf-models-official, for texts `bert_config.json` (or `params.yaml`), `vocab.txt` and a
+    checkpoint, for images `params.yaml` and a checkpoint. keras_hub: a preset's folder (texts). saved_model: a
+    SavedModel's folder. keras: a .keras file (images)."""
+    path: str = Field(min_length=1)
+    """The checkpoint, on a disk that all workers see."""
+    batch_size: int = Field(32, ge=1)
+    """Values encoded at once."""
+    max_tokens: int = Field(64, ge=3)
+    """Tokens of a text at most (tf_models, keras_hub)."""
+    lower_case: bool = True
+    """The vocabulary is of lower-cased words without accents (tf_models, texts)."""
+    pooling: Literal["mean", "first"] = "mean"
+    """A text's vector: the mean of its tokens' or that of the first (tf_models, keras_hub)."""
+    signature: str = "serving_default"
+    """The signature that is called, of one input (saved_model)."""
+    output: str | None = None
+    """The output that holds the vectors, where the signature has several (saved_model)."""
+    folder: str = ""
+    """What paths of images are relative to."""
+    image_size: tuple[int, int] | None = None
+    """Height and width that images are scaled to, where the encoder has none of its own; 224 x 224 by default."""
+    pixel_range: tuple[float, float] = (0.0, 255.0)
+    """What a channel's 0 and 255 become (keras, saved_model); tf_models normalise by ImageNet's mean and deviation."""
+
+    def options_of(self, content: str) -> Iterator[tuple[str, bool]]:
+        """Options and whether an encoder of this kind, for such content, uses them."""
+        tokens = content == "text" and self.kind in ("tf_models", "keras_hub")
+        yield from (("max_tokens", tokens), ("pooling", tokens))
+        yield "lower_case", content == "text" and self.kind == "tf_models"
+        yield from ((option, self.kind == "saved_model") for option in ("signature", "output"))
+        yield from ((option, content == "image") for option in ("folder", "image_size"))
+        yield "pixel_range", content == "image" and self.kind != "tf_models"
+
+
 class FeatureConfig(Section):
     """One feature of items, users or events."""
 
     name: str = Field(pattern=NAME_PATTERN)
     """Its name in the schema: letters, digits and _, a letter first, at most 64; files are called by it."""
     kind: Kind
-    """categorical, numerical, multimodal (a ready-made vector) or text."""
+    """categorical, numerical, multimodal (a ready-made vector), text, or image (bytes, or paths of files)."""
     column: str | None = None
     """The raw column; by default the one called `name`."""
     multivalued: bool = False
@@ -56,10 +101,15 @@ class FeatureConfig(Section):
     """Models also read the value itself, less the mean and divided by the standard deviation, cut to -10..10; a missing
     one as 0 (numerical, of items)."""
     dim: int = Field(64, ge=2)
-    """Width of the vector: of the TF-IDF + SVD text vector, or of the ready-made one (0-padded widths are errors)."""
+    """Width of the vector: of the TF-IDF + SVD text vector, of what the encoder gives, or of the ready-made one
+    (0-padded widths are errors)."""
+    vectors: str | None = None
+    """A .npy file of shape `(rows, dim)`; the column then holds the row, from 0, of each item's vector (multimodal)."""
+    encoder: EncoderConfig | None = None
+    """What makes vectors of texts, by default TF-IDF + SVD fitted in the job, or of images, which need one."""
     quantizer: Literal["quantile", "product", "residual"] = "quantile"
-    """Vectors to codes (multimodal, text): quantiles of each dimension of a group (HeterRec's), the nearest of k means
-    in each group, or k means of what the level before left over (semantic ids, whose embeddings are summed)."""
+    """Vectors to codes (multimodal, text, image): quantiles of each dimension of a group (HeterRec's), the nearest of k
+    means in each group, or k means of what the level before left over (semantic ids, whose embeddings are summed)."""
     groups: int = Field(8, ge=1)
     """Groups Z that a vector is cut into (quantile, product)."""
     dims_per_group: int = Field(2, ge=1)
@@ -71,12 +121,12 @@ class FeatureConfig(Section):
     levels: int = Field(3, ge=1)
     """Levels, one code each (residual)."""
     keep_vectors: bool = False
-    """Store the vectors beside the codes (multimodal, text)."""
+    """Store the vectors beside the codes (multimodal, text, image)."""
 
     @property
     def is_vector(self) -> bool:
         """A vector that is quantised."""
-        return self.kind in ("multimodal", "text")
+        return self.kind in ("multimodal", "text", "image")
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
@@ -89,11 +139,23 @@ class FeatureConfig(Section):
                 raise ValueError("`quantiles` ** `dims_per_group` must be at most 4096")
             if self.groups * self.dims_per_group > self.dim:
                 raise ValueError("`groups` * `dims_per_group` must be at most `dim`")
+        self._check_encoder()
         if self.boundaries is not None and any(b <= a for a, b in pairwise(self.boundaries)):
             raise ValueError("`boundaries` must increase")
         if self.cross is not None and (self.hash_buckets is None or self.column is not None):
             raise ValueError("a `cross` must have `hash_buckets` and no `column`")
         return self
+
+    def _check_encoder(self) -> None:
+        if self.encoder is None:
+            if self.kind == "image":
+                raise ValueError("an image needs an `encoder`")
+            return
+        if self.encoder.kind not in ENCODERS[self.kind]:
+            raise ValueError(f"`encoder.kind` of {self.kind}s must be one of {', '.join(ENCODERS[self.kind])}")
+        for option, fits in self.encoder.options_of(self.kind):
+            if not fits and getattr(self.encoder, option) != EncoderConfig.model_fields[option].default:
+                raise ValueError(f"`encoder.{option}` is no option of {self.encoder.kind} encoders of {self.kind}s")
 
     def _uses(self) -> Iterator[tuple[tuple[str, ...], bool, str]]:
         """Options, whether this feature uses them, and which features do."""
@@ -107,10 +169,12 @@ class FeatureConfig(Section):
         yield ("separator", "max_values"), self.multivalued, "with `multivalued: true`"
         yield ("boundaries", "standardize"), numerical, "of kind numerical"
         yield ("bins", "spacing"), numerical and self.boundaries is None, "of kind numerical without `boundaries`"
-        yield ("dim", "quantizer", "keep_vectors"), self.is_vector, "of kind multimodal or text"
+        yield ("vectors",), self.kind == "multimodal", "of kind multimodal"
+        yield ("encoder",), self.kind in ENCODERS, "of kind text or image"
+        yield ("dim", "quantizer", "keep_vectors"), self.is_vector, "of kind multimodal, text or image"
         for option in dict.fromkeys(option for options in QUANTIZER_OPTIONS.values() for option in options):
             users = [name for name, options in QUANTIZER_OPTIONS.items() if option in options]
-            what = f"of kind multimodal or text with `quantizer: {' | '.join(users)}`"
+            what = f"of kind multimodal, text or image with `quantizer: {' | '.join(users)}`"
             yield (option,), self.is_vector and self.quantizer in users, what
 
     def _said(self) -> str:

@@ -19,7 +19,7 @@ MISSING_LABEL = -1
 """What is stored of a label where the raw column is empty; else 0 or 1."""
 
 Side = Literal["user", "item", "event"]
-Kind = Literal["categorical", "numerical", "multimodal", "text"]
+Kind = Literal["categorical", "numerical", "multimodal", "text", "image"]
 
 
 class _Part(BaseModel):
@@ -44,7 +44,7 @@ class Feature(_Part):
     """What separates the values inside one text cell of a multi-valued feature; None where the column holds lists."""
     num_codes: int = 1
     encoder: Encoder | None = None
-    """For text: what made the vector that `transform` quantises."""
+    """For texts and images: what made the vector that `transform` quantises."""
     keep_vectors: bool = False
     """The vectors themselves are stored with the items, in float32, beside the codes."""
     standard: Standard | None = None

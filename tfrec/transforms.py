@@ -285,6 +285,18 @@ class TfidfSvd(_Spec):
         return np.where(norms > 0, vectors / np.where(norms > 0, norms, 1), np.nan).astype(np.float32)
 
 
+class Pretrained(_Spec):
+    """An encoder of texts or images that was trained elsewhere; its checkpoint is no part of the dataset."""
+
+    type: Literal["pretrained"] = "pretrained"
+    kind: str
+    """tf_models, keras_hub, saved_model or keras."""
+    sha256: str
+    """A hash of the checkpoint's files: which encoder makes vectors that fit."""
+    options: dict[str, Any]
+    """What else decides on a vector: the options of `encoder` in the configuration."""
+
+
 VectorTransform: TypeAlias = GroupQuantiles | ProductCodes | ResidualCodes
 QUANTIZERS: Mapping[str, type[Quantizer]] = {
     "quantile": GroupQuantiles,
@@ -293,7 +305,7 @@ QUANTIZERS: Mapping[str, type[Quantizer]] = {
 }
 """By the names that configurations give them."""
 Transform: TypeAlias = Annotated[Vocabulary | Hashed | Cross | Bins | VectorTransform, Field(discriminator="type")]
-Encoder: TypeAlias = TfidfSvd
+Encoder: TypeAlias = Annotated[TfidfSvd | Pretrained, Field(discriminator="type")]
 
 _ROWS_AT_ONCE = 1024
 _WORD = re.compile(r"[^\W_]{2,}")

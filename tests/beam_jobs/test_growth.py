@@ -251,7 +251,7 @@ def test_an_old_dataset_that_was_changed_is_refused(old, folder, tmp_path):
         run(config, grow_from=other)
     document = json.loads((other / "schema.json").read_text())
     (other / "schema.json").write_text(json.dumps({**document, "format_version": 99}))
-    with pytest.raises(UserError, match="format version 99, this tfrec reads 1"):
+    with pytest.raises(UserError, match=r"format version 99, this tfrec reads \d"):
         run(config, grow_from=other)
 
 

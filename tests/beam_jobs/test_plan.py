@@ -1,5 +1,6 @@
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 
 from beam_jobs.plan import make_plan
@@ -56,3 +57,21 @@ def test_names_that_collide_are_refused(tmp_path, section, key, value, message):
     document[section][key] = value
     with pytest.raises(UsageError, match=message):
         make_plan(parse(document))
+
+
+def test_a_file_of_vectors_is_looked_at_before_anything_is_read(tmp_path):
+    write_logs(tmp_path)
+    path = tmp_path / "vectors.npy"
+    document = config_of(tmp_path, tmp_path / "dataset")
+    look = {"name": "look", "kind": "multimodal", "column": "price", "dim": 4, "groups": 2, "vectors": str(path)}
+    document["features"]["items"] = [look]
+    with pytest.raises(UsageError, match=r"feature look: `vectors`: .*vectors.npy is no readable .npy file: .*No such"):
+        make_plan(parse(document))
+    np.save(path, np.zeros((9, 3)))
+    with pytest.raises(UsageError, match=r"must hold floats of shape \(rows, 4\).* holds float64 of shape \(9, 3\)"):
+        make_plan(parse(document))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UsageError, match=r"is no readable .npy file: "):
+        make_plan(parse(document))
+    np.save(path, np.zeros((9, 4), np.float32))
+    assert make_plan(parse(document)).items.fields[-2].file == str(path)

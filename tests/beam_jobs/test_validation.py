@@ -1,5 +1,6 @@
 from datetime import UTC, date, datetime
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -183,3 +184,19 @@ def test_a_row_is_rejected_once_by_the_first_rule():
     assert passes.to_list() == [False, False, True]
     assert rejects.rows() == [("log.csv", 1, "u", None, "is missing"), ("log.csv", 2, "n", "y", "must be a number")]
     assert checked.columns == [ROW, "user_id", "price"]
+
+
+def test_rows_of_a_file_of_vectors_become_vectors(tmp_path):
+    vectors = np.arange(12, dtype=np.float64).reshape(4, 3)
+    vectors[2, 1] = np.nan
+    np.save(tmp_path / "v.npy", vectors)
+    frame = pl.DataFrame({ROW: [1, 2, 3, 4, 5, 6], "row": ["1", None, "4", "2", "x", "0"]})
+    field = Field("item_v", "row", "vector", dim=3, file=str(tmp_path / "v.npy"))
+    checked, passes, rejects = check_batch(frame, [field], "f")
+    assert checked["item_v"].to_list() == [[3, 4, 5], None, None, None, None, [0, 1, 2]]
+    assert passes.to_list() == [True, True, False, False, False, True]
+    assert rejects["rule"].to_list() == [
+        "must be a row of v.npy, 0 to 3",
+        "is a row of v.npy with a NaN or an infinity",
+        "must be a whole number",
+    ]

@@ -115,7 +115,7 @@ def test_longest_name_is_taken():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"kind": "numerical", "keep_vectors": True}, "`keep_vectors` is an option of features of kind multimodal or"),
+        ({"kind": "numerical", "keep_vectors": True}, "`keep_vectors` is an option of features of kind multimodal"),
         ({"kind": "categorical", "bins": 8}, "`bins` is an option of features of kind numerical"),
         ({"kind": "text", "bins": 8}, "`bins` is an option of features of kind numerical"),
         ({"kind": "text", "multivalued": True}, "`multivalued` is an option of features of kind categorical"),
@@ -123,10 +123,13 @@ def test_longest_name_is_taken():
         ({"kind": "text", "max_size": 9}, "`max_size` is an option of features of kind categorical"),
         ({"kind": "categorical", "separator": "|"}, "`separator` is an option of features with `multivalued: true`"),
         ({"kind": "categorical", "max_values": 3}, "`max_values` is an option of features with `multivalued: true`"),
-        ({"kind": "categorical", "dim": 8}, "`dim` is an option of features of kind multimodal or text"),
-        ({"kind": "numerical", "groups": 2}, "`groups` is an option of features of kind multimodal or text"),
+        ({"kind": "categorical", "dim": 8}, "`dim` is an option of features of kind multimodal, text or image"),
+        ({"kind": "numerical", "groups": 2}, "`groups` is an option of features of kind multimodal, text or image"),
         ({"kind": "numerical", "dims_per_group": 3}, "`dims_per_group` is an option of features of kind multimodal"),
-        ({"kind": "numerical", "quantiles": 4}, "`quantiles` is an option of features of kind multimodal or text"),
+        (
+            {"kind": "numerical", "quantiles": 4},
+            "`quantiles` is an option of features of kind multimodal",
+        ),
         ({"kind": "numerical", "quantizer": "product"}, "`quantizer` is an option of features of kind multimodal"),
         ({"kind": "text", "standardize": True}, "`standardize` is an option of features of kind numerical alone"),
         ({"kind": "categorical", "spacing": "log"}, "`spacing` is an option of features of kind numerical"),
@@ -165,7 +168,7 @@ def test_longest_name_is_taken():
         ({"kind": "categorical", "multivalued": True, "separator": ""}, "at least 1 character"),
         ({"kind": "text", "quantiles": 9, "dims_per_group": 4}, "must be at most 4096"),
         ({"kind": "multimodal", "dim": 8}, "`groups` * `dims_per_group` must be at most `dim`"),
-        ({"kind": "txt"}, "'categorical', 'numerical', 'multimodal' or 'text'"),
+        ({"kind": "txt"}, "'categorical', 'numerical', 'multimodal', 'text' or 'image'"),
     ],
 )
 def test_option_that_would_do_nothing_is_refused(keys, message):
@@ -263,7 +266,7 @@ def test_the_page_of_the_dataset_shows_features_that_are_taken():
     page = (Path(__file__).parents[2] / "docs/data.md").read_text("utf-8")
     shown = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
     features = parse({"data": {"out": "d"}, **shown}).features.items
-    assert {one.quantizer for one in features if one.is_vector} == {"residual", "product"}
+    assert {one.quantizer for one in features if one.is_vector} == {"residual", "product", "quantile"}
     assert [one.cross for one in features if one.cross] == [("brand", "price")]
 
 
