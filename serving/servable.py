@@ -29,8 +29,8 @@ WARMUP_REQUESTS = "assets.extra/tf_serving_warmup_requests"
 _VARIABLE_OPERATIONS = {"VarHandleOp", "VariableV2", "Variable"}
 _PYTHON_OPERATIONS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 # How the names of some operations begin -> the package that brings them.
-_OPERATION_LIBRARIES = {"Scann>": "scann"}
-_TEXT_LIBRARY = "tensorflow_text"  # whose operations have names of every kind
+_OPERATION_LIBRARIES = {"Scann>": "scann", "TFText>": "tensorflow_text"}
+_TEXT_LIBRARY = "tensorflow_text"  # most of whose operations have names of every kind
 
 _Callable = Callable[..., list[Any]]
 

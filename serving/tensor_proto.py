@@ -3,6 +3,7 @@
 Messages are handled by their fields alone, so nothing here imports TensorFlow.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,13 +57,12 @@ def from_proto(proto: Any, alias: str) -> np.ndarray:
     if proto.dtype not in _TYPES:
         raise _parsing_error(alias, f"type {proto.dtype} is not supported")
     shape = _shape(proto.tensor_shape, alias)
-    count = 1
-    for size in shape:  # in Python's integers, which cannot overflow
-        count *= size
+    count = math.prod(shape)  # in Python's integers, which cannot overflow
+    room = math.prod(max(1, size) for size in shape)  # NumPy holds even an empty array to what memory can address
     dtype, field = _TYPES[proto.dtype]
     item_bytes = 16 if proto.dtype == _STRING else np.dtype(dtype).itemsize
-    if count * item_bytes > MAX_TENSOR_BYTES:
-        raise _parsing_error(alias, f"{count} values are more than a request may hold")
+    if room * item_bytes > MAX_TENSOR_BYTES:
+        raise _parsing_error(alias, f"{room} values are more than a request may hold")
     if proto.tensor_content and proto.dtype != _STRING:
         if len(proto.tensor_content) != count * item_bytes:
             expected, came = count * item_bytes, len(proto.tensor_content)

@@ -117,6 +117,7 @@ def test_signature_without_tensors_cannot_be_called(client: Client) -> None:
         proto(tf.float32, [-1], float_val=[1.0]),
         proto(tf.float32, [1 << 40, 1 << 40], float_val=[1.0]),  # 4 TiB from one value
         proto(tf.float32, [1 << 62, 8], float_val=[1.0]),  # 64-bit overflow
+        proto(tf.float32, [0, 1 << 62]),  # nothing, and yet too large for an array
         proto(tf.float32, [1] * 300, float_val=[1.0]),
         proto(tf.resource, []),
         tensor_pb2.TensorProto(),

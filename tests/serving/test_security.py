@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import httpx
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import prediction_service_pb2_grpc
@@ -196,6 +197,23 @@ def test_k12_headers(narrow: ModelServer) -> None:
     assert send(narrow, b"GET /" + b"a" * 10_000).startswith(b"HTTP/1.1 400")
     assert send(narrow, b"\x16\x03\x01nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
     assert is_alive(narrow)
+
+
+@pytest.mark.conformance("H12")
+def test_h12_bytes_that_are_no_message_leave_nothing_behind(narrow: ModelServer) -> None:
+    def ask(times: int) -> None:
+        for number in range(times):
+            with pytest.raises(grpc.RpcError, match="are no message of this method") as refused:
+                calls[number % 2](b"\xff\xff")
+            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+    methods = ("tensorflow.serving.PredictionService/Predict", "grpc.health.v1.Health/Check")
+    with grpc.insecure_channel(f"127.0.0.1:{narrow.grpc_port}") as channel:
+        calls = [channel.unary_unary(f"/{method}") for method in methods]
+        ask(200)
+        before = psutil.Process().memory_info().rss
+        ask(1500)
+        assert psutil.Process().memory_info().rss - before < 8 << 20  # with the library's own parsing 24 MiB
 
 
 @pytest.mark.conformance("K12")
