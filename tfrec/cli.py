@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tfrec.cli_requests import replay, skew
 from tfrec.errors import UsageError, UserError, mendable
 
 if TYPE_CHECKING:
@@ -75,11 +76,9 @@ def _quieten() -> None:
 
 
 def _show(*tables: "Table | str") -> None:
-    from rich.console import Console
+    from tfrec.tables import show
 
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
-    for table in tables:
-        console.print(table)
+    show(*tables)
 
 
 @app.callback(invoke_without_command=True)
@@ -421,24 +420,8 @@ def rollback(
         print(go_back(model, to))
 
 
-@app.command()
-def replay(
-    log: Annotated[list[Path], typer.Argument(metavar="LOG...", help="Files of a server's --request-log.")],
-    grpc: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server that is asked.")] = "127.0.0.1:8500",
-    model: Annotated[str | None, typer.Option(help="Ask this model instead of the recorded one.")] = None,
-    rate: Annotated[float, typer.Option(min=0.0, help="Requests a second; 0 = as fast as they are answered.")] = 0.0,
-    clients: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
-    token_file: Annotated[Path | None, typer.Option(help="The token that the server wants.")] = None,
-) -> None:
-    """Ask a server what was recorded, and compare answers and times.
-
-    Example: tfrec replay requests-00000.tfrecord --grpc localhost:8500 --rate 100
-    """
-    from serving.replay import replay as ask_again
-    from tfrec.tables import document_table
-
-    found = ask_again(log, grpc, model=model, rate=rate, clients=clients, token_file=token_file)
-    _show(document_table(found, title="replay"))
+app.command()(replay)
+app.command()(skew)
 
 
 @app.command()

@@ -72,11 +72,19 @@ def code_counts(dataset: Dataset, feature: Feature) -> list[Counts]:
     """How often each code occurs, padding left out: one array, or one for each code of a quantised vector."""
     histories = dataset.histories()
     if feature.side == "item":
-        codes = dataset.catalogue().codes[:, dataset.schema.item_columns()[feature.name]]
-        weights = np.bincount(histories.columns["item"], minlength=len(codes))
-    else:
-        codes = histories.user[feature.name] if feature.side == "user" else histories.columns[f"event_{feature.name}"]
-        weights = np.ones(len(codes), np.int64)
+        events = np.bincount(histories.columns["item"], minlength=dataset.schema.num_items)
+        return item_code_counts(dataset, feature, events)
+    codes = histories.user[feature.name] if feature.side == "user" else histories.columns[f"event_{feature.name}"]
+    return _code_counts(feature, codes, np.ones(len(codes), np.int64))
+
+
+def item_code_counts(dataset: Dataset, feature: Feature, events: Counts) -> list[Counts]:
+    """The same of an item feature, where `events (V,)` says how many events each item has."""
+    codes = dataset.catalogue().codes[:, dataset.schema.item_columns()[feature.name]]
+    return _code_counts(feature, codes, events)
+
+
+def _code_counts(feature: Feature, codes: NDArray[np.int32], weights: Counts) -> list[Counts]:
     sizes = feature.transform.table_sizes
     counts = [np.bincount(column, weights, max(sizes)).astype(np.int64) for column in codes.T]
     if not isinstance(feature.transform, Quantizer):  # one vocabulary for all columns

@@ -1,12 +1,21 @@
 """Tables for people: metrics, comparisons, recommendations and checks as rich tables."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 STATUS_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def show(*tables: Table | str) -> None:
+    """Prints tables and lines on stdout, 200 columns wide where it is no terminal."""
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
+    for table in tables:
+        console.print(table)
 
 
 def metrics_table(results: Mapping[str, Mapping[str, Any]], *, title: str = "", names: Sequence[str] = ()) -> Table:
