@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_half_plus(Path(folder) / "half" / "123")
         save_echo(Path(folder) / "echo" / "1")
-        server, rest, rpc = start_server(Path(folder))
+        server, rest, rpc = start_server(Path(folder), "--ui")
         try:
             print(json.dumps(ask(psutil.Process(server.pid), rest, rpc, options.requests, options.seed)))
         finally:

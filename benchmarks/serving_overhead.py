@@ -1,11 +1,13 @@
 """What the ports cost: one `recommend` at batch 1 over REST and over gRPC, against the call inside the process.
 
-The server is a process of its own, as in use; the three kinds of calls take turns, so that what else the machine does
-hits them alike. The model is made up (50 events in, 10 items out, 10,000 items): the ports' cost does not depend on it.
+The server is a process of its own on a core of its own, the client and the call inside the process are on another;
+the three kinds of calls take turns, so that what else the machine does hits them alike. The model is made up: 50 events
+in, 10 of 100,000 items out.
 
-    python benchmarks/serving_overhead.py [--calls 500]
+    python -m benchmarks.serving_overhead [--calls 500]
 
-Prints a table; the last line is one JSON document of medians in ms and their ratio to the call inside the process.
+Prints a table; the last line is one JSON document of medians in ms, and by how much they exceed the call inside the
+process.
 """
 
 import argparse
@@ -23,18 +25,23 @@ import grpc
 import httpx
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import prediction_log_pb2, prediction_service_pb2_grpc
 
 from serving.servable import SavedModelServable
+from tests.serving.saved_models import predict_request, write_warmup
 
-ITEMS, WIDTH, EVENTS, ANSWERS = 10_000, 64, 50, 10
+ITEMS, WIDTH, EVENTS, ANSWERS = 100_000, 64, 50, 10
 
 
-def save_model(directory: Path) -> None:
-    """A stand-in for an export: ids to vectors, their mean, the nearest items."""
+def save_model(directory: Path, number: float | None = None) -> Path:
+    """A stand-in for an export, its warm-up requests included: ids to vectors, their mean, the nearest items.
+
+    With a number of its weights, which it answers as `y`.
+    """
     module = tf.Module()
     module.vectors = tf.Variable(np.random.default_rng(0).normal(size=(ITEMS, WIDTH)).astype(np.float32))
-    module.names = tf.constant([f"item-{number}" for number in range(ITEMS)])
+    module.number = tf.Variable(number or 0.0)
+    module.names = tf.Variable([f"item-{number}" for number in range(ITEMS)])
 
     @tf.function(
         input_signature=[
@@ -47,15 +54,35 @@ def save_model(directory: Path) -> None:
         recent = tf.cast(history_times > 0, tf.float32)[:, :, None]
         state = tf.reduce_mean(tf.gather(module.vectors, codes) * recent, axis=1)
         scores, items = tf.math.top_k(tf.matmul(state, module.vectors, transpose_b=True), ANSWERS)
-        return {"item_ids": tf.gather(module.names, items), "scores": scores}
+        answer = {"item_ids": tf.gather(module.names, items), "scores": scores}
+        return answer if number is None else answer | {"y": tf.fill([tf.shape(scores)[0]], module.number.read_value())}
 
     tf.saved_model.save(module, str(directory), signatures={"serving_default": recommend})
+    logs = [prediction_log_pb2.PredictionLog() for _ in (1, 2)]
+    for rows, log in enumerate(logs, start=1):
+        inputs = {name: np.repeat(values, rows, axis=0) for name, values in arrays().items()}
+        log.predict_log.request.CopyFrom(predict_request("made_up", **inputs))
+    write_warmup(directory, [log.SerializeToString() for log in logs])
+    return directory
 
 
-def start_server(models: Path, *flags: str) -> tuple[subprocess.Popen[str], str, str]:
-    """Starts `python -m serving` on free ports; returns it with its two addresses."""
+def question() -> dict[str, Any]:
+    """A history as one row of a request."""
+    return {"history_item_ids": [f"item-{n}" for n in range(EVENTS)], "history_times": list(range(1, EVENTS + 1))}
+
+
+def cores() -> tuple[set[int], set[int]]:
+    """A core for the server and the others for the client; the same one where there is but one."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return {allowed[0]}, set(allowed[1:] or allowed)
+
+
+def start_server(models: Path, *flags: str, on: set[int] | None = None) -> tuple[subprocess.Popen[str], str, str]:
+    """Starts `python -m serving` on free ports, and on some cores alone; returns it with its two addresses."""
     command = [sys.executable, "-m", "serving", str(models), "--rest-port", "0", "--grpc-port", "0", *flags]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if on is not None:
+        command = ["taskset", "--cpu-list", ",".join(map(str, on)), *command]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     assert server.stdout is not None
     line = server.stdout.readline()
@@ -80,10 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=500, help="calls of each kind (default 500)")
     rounds = parser.parse_args().calls
+    of_server, of_client = cores()
+    os.sched_setaffinity(0, of_client)
     with tempfile.TemporaryDirectory() as directory:
-        version = Path(directory) / "made_up" / "1"
-        save_model(version)
-        server, rest, rpc = start_server(Path(directory))
+        version = save_model(Path(directory) / "made_up" / "1")
+        server, rest, rpc = start_server(Path(directory), on=of_server)
         try:
             medians = measure(calls_of(version, rest, rpc), rounds)
         finally:
@@ -93,24 +121,25 @@ def main() -> None:
     print(f"{'call':<16}{'median ms':>10}{'over it, ms':>13}{'ratio':>8}")
     for name, milliseconds in medians.items():
         print(f"{name:<16}{milliseconds:>10.3f}{milliseconds - inside:>13.3f}{milliseconds / inside:>8.2f}")
-    ratios = {name: round(milliseconds / inside, 3) for name, milliseconds in medians.items()}
-    print(json.dumps({"median_ms": {name: round(ms, 4) for name, ms in medians.items()}, "ratio": ratios}))
+    found = {name: round(milliseconds, 3) for name, milliseconds in medians.items()}
+    print(json.dumps({"median_ms": found, "over_ms": {name: round(ms - inside, 3) for name, ms in found.items()}}))
+
+
+def arrays() -> dict[str, Any]:
+    """The same history as arrays of a batch of one."""
+    items = np.array([question()["history_item_ids"]], dtype=object)
+    return {"history_item_ids": np.vectorize(str.encode, otypes=[object])(items),
+            "history_times": np.array([question()["history_times"]])}  # fmt: skip
 
 
 def calls_of(version: Path, rest: str, rpc: str) -> dict[str, Callable[[], Any]]:
     """The same question asked in each way."""
-    items = np.array([[f"item-{number}".encode() for number in range(EVENTS)]], dtype=object)
-    times = np.arange(1, EVENTS + 1, dtype=np.int64)[None]
-    inputs = {"history_item_ids": items, "history_times": times}
+    inputs = arrays()
     loaded = SavedModelServable(version)
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = "made_up"
-    for alias, array in inputs.items():
-        request.inputs[alias].CopyFrom(tf.make_tensor_proto(array))
+    request = predict_request("made_up", **inputs)
     stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(rpc))
     client = httpx.Client(base_url=f"http://{rest}")
-    row = {"history_item_ids": [item.decode() for item in items[0]], "history_times": times[0].tolist()}
-    body = json.dumps({"instances": [row]}).encode()
+    body = json.dumps({"instances": [question()]}).encode()
     return {
         "in the process": lambda: loaded.run("serving_default", inputs),
         "gRPC": lambda: stub.Predict(request),

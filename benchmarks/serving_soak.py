@@ -6,8 +6,9 @@ answer whose version is not the one whose weights answered, ends it.
 
     python -m benchmarks.serving_soak [--requests 100000] [--cycles 200] [--clients 32]
 
-The last line is one JSON document: requests, versions loaded, p99 while nothing changes and around the swaps, and what
-memory, threads and file descriptors have grown by since the first tenth.
+The last line is one JSON document: requests, versions heard, p99 while nothing changes and around the swaps, and what
+memory, threads and file descriptors have grown by since the first tenth. Memory that grew by 100 MB, or more threads or
+descriptors than a leak of one in ten cycles would leave, end it with an error.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -32,10 +34,22 @@ SWAP_SECONDS = 0.5  # an answer that began this long after a swap counts as arou
 
 
 class Load:
-    """Clients that ask until they are told to stop."""
+    """Clients that ask model m until they are told to stop; its answer `y` is the number of the version.
 
-    def __init__(self, rest: str, rpc: str, clients: int) -> None:
+    Args:
+        rest: address.
+        rpc: address.
+        clients: half of them over REST, half over gRPC.
+        body: of a REST request with two rows.
+        request: of gRPC.
+        pause_seconds: of a client between two questions.
+    """
+
+    def __init__(
+        self, rest: str, rpc: str, clients: int, *, body: bytes, request: Any, pause_seconds: float = 0.0
+    ) -> None:
         self.rest, self.rpc = rest, rpc
+        self.body, self.request, self.pause_seconds = body, request, pause_seconds
         self.stop = threading.Event()
         self.lock = threading.Lock()
         self.samples: list[tuple[float, float]] = []  # when it began, how long it took
@@ -51,24 +65,25 @@ class Load:
                 self.heard.add(float(version or 0))
             else:
                 self.failures.append(failure)
+        self.stop.wait(self.pause_seconds)
 
     def _ask_rest(self) -> None:
         with httpx.Client(base_url=f"http://{self.rest}", timeout=60) as http:
             while not self.stop.is_set():
                 began = time.monotonic()
-                answer = http.post("/v1/models/m:predict", content=b'{"instances": [0, 0]}')
-                first, second = answer.json().get("predictions", [0, 1])
+                answer = http.post("/v1/models/m:predict", content=self.body)
+                rows = answer.json().get("predictions", [0, 1])
+                first, second = (row["y"] if isinstance(row, dict) else row for row in rows)
                 good = answer.status_code == 200 and first == second
                 self._note(began, first, None if good else answer.text)
 
     def _ask_grpc(self) -> None:
-        request = predict_request("m", x=tf.make_tensor_proto([0.0]))
         with grpc.insecure_channel(self.rpc) as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
             while not self.stop.is_set():
                 began = time.monotonic()
                 try:
-                    answer = stub.Predict(request, timeout=60)
+                    answer = stub.Predict(self.request, timeout=60)
                 except grpc.RpcError as error:
                     self._note(began, None, str(error.code()))
                     continue
@@ -109,14 +124,17 @@ def main() -> None:
         publish(save_half_plus(Path(folder) / "saved" / "1", 1.0), base, 1)
         server, rest, rpc = start_server(base.parent)
         try:
-            result = soak(psutil.Process(server.pid), Load(rest, rpc, options.clients), base, options)
+            request = predict_request("m", x=tf.make_tensor_proto([0.0]))
+            load = Load(rest, rpc, options.clients, body=b'{"instances": [0, 0]}', request=request)
+            result = soak(psutil.Process(server.pid), load, base, options)
             print(json.dumps(result))
+            check_growth(result, options.cycles)
         finally:
             server.terminate()
             server.wait()
 
 
-def soak(server: psutil.Process, load: Load, base: Path, options: argparse.Namespace) -> dict[str, object]:
+def soak(server: psutil.Process, load: Load, base: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Runs the clients until both the requests and the cycles are done."""
     for thread in load.threads:
         thread.start()
@@ -143,9 +161,20 @@ def soak(server: psutil.Process, load: Load, base: Path, options: argparse.Names
     return summary(load, swaps, before, measure(server))
 
 
+def check_growth(result: dict[str, Any], cycles: int) -> None:
+    """Ends the script with an error where the server grew."""
+    limits = {
+        "memory_growth_mib": 100,
+        "thread_growth": max(8, cycles // 10),
+        "descriptor_growth": max(8, cycles // 10),
+    }
+    if grown := [name for name, limit in limits.items() if result[name] > limit]:
+        raise SystemExit(f"the server grew: {', '.join(grown)}")
+
+
 def summary(
     load: Load, swaps: list[float], before: tuple[int, int, int], after: tuple[int, int, int]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What the last line says."""
     began, took = np.array(load.samples).T
     last = np.searchsorted(swaps, began, side="right") - 1

@@ -1,5 +1,6 @@
 """Every file of serving/deploy is what it says it is."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,18 @@ import yaml
 from serving import app, flags, model_config, text_protos
 from serving.settings import Batching
 
+
+def read_dockerfile(path: Path) -> dict[str, str]:
+    """The instructions by name, each once."""
+    lines = [line for line in path.read_text("utf-8").splitlines() if line and not line.startswith("#")]
+    return dict(line.split(" ", 1) for line in lines)
+
+
 DEPLOY = Path(app.__file__).parent / "deploy"
 READERS = {
     "models.config": model_config.read,
+    "canary.config": model_config.read,
+    "Dockerfile": read_dockerfile,
     "batching_parameters.txt": text_protos.read_batching,
     "monitoring.config": text_protos.read_metrics_path,
     "compose.yaml": lambda path: yaml.safe_load(path.read_text("utf-8")),
@@ -39,6 +49,23 @@ def test_compose_starts_either_server() -> None:
         8500,
     )
     assert command.serve["settings"].batching == text_protos.read_batching(DEPLOY / "batching_parameters.txt")
+
+
+def test_canary_has_two_labelled_versions() -> None:
+    shop = model_config.read(DEPLOY / "canary.config")["shop"]
+    assert shop.labels == {"stable": 1, "canary": 2}
+    assert shop.policy([1, 2, 3]) == ([2, 1], 2)
+
+
+def test_image_runs_the_built_in_server_as_nobody_special() -> None:
+    found = read_dockerfile(DEPLOY / "Dockerfile")
+    command = [*json.loads(found["ENTRYPOINT"]), *json.loads(found["CMD"])]
+    assert command[:2] == ["tfrec", "serve"]
+    parsed = flags.parse(command[2:])
+    assert (parsed.models, parsed.serve["host"], parsed.serve["engine"]) == (Path("/models"), "0.0.0.0", "builtin")
+    assert found["USER"] != "root"
+    kubernetes = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text("utf-8")))
+    assert str(kubernetes[0]["spec"]["template"]["spec"]["securityContext"]["runAsUser"]) == found["USER"]
 
 
 def test_kubernetes_runs_the_built_in_server_with_probes() -> None:
