@@ -7,7 +7,7 @@ JAX_BIN := .venv-jax/bin
 SOURCES := tfrec beam_jobs serving tests benchmarks docs setup.py
 JOBS ?= 2
 
-.PHONY: install format lint types imports test conformance e2e test-slow test-jax bench demo docs check lock clean
+.PHONY: install format lint types imports test conformance ui-test e2e test-slow test-jax bench demo docs check lock clean
 
 install: .venv/.installed
 
@@ -46,8 +46,11 @@ imports: install
 test: install
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-conformance: install # SERVER="tensorflow_model_server" asks another server over its ports
-	TFREC_SERVER="$(SERVER)" $(BIN)/python -m pytest -m "conformance and not slow" $(if $(SERVER),tests/serving,)
+conformance: install # SERVER="tensorflow_model_server" or "python -m serving" asks a server of its own process
+	PATH="$(CURDIR)/$(BIN):$$PATH" TFREC_SERVER="$(SERVER)" $(BIN)/python -m pytest -m "conformance and not slow" $(if $(SERVER),tests/serving,)
+
+ui-test: install # in the browser of TFREC_BROWSER, of PATH, or of `playwright install chromium`
+	$(BIN)/python -m pytest -m browser -rs tests/serving/test_page_in_browser.py
 
 e2e: install # logs -> dataset -> run -> SavedModel -> server, in one file of tests
 	$(BIN)/python -m pytest tests/test_end_to_end.py
@@ -60,7 +63,7 @@ test-jax: .venv-jax/.installed
 
 bench: install # those that need no published data; the others say in their first lines how they are run
 	$(BIN)/python benchmarks/preprocess.py --events 2000000
-	$(BIN)/python benchmarks/serving_overhead.py
+	$(BIN)/python -m benchmarks.serving_overhead
 	$(BIN)/python -m benchmarks.serving_throughput
 
 demo: install

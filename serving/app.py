@@ -95,6 +95,8 @@ class ModelServer:
         from serving.metrics import Metrics
         from serving.request_log import RequestLog
         from serving.rest import RestApplication
+        from serving.ui import Ui
+        from serving.users import read_users
 
         metrics = Metrics()
         scheduler = None
@@ -132,7 +134,9 @@ class ModelServer:
         if self._socket is not None:
             executor = ThreadPoolExecutor(settings.threads, "rest")
             self._closing.insert(0, executor.shutdown)
-            self._rest = _RestServer(RestApplication(core, executor, self._is_ready), self._socket, settings)
+            page = settings.page
+            ui = None if page is None else Ui(self.models, read_users(page.data) if page.data else [])
+            self._rest = _RestServer(RestApplication(core, executor, self._is_ready, ui), self._socket, settings)
 
     @property
     def rest_port(self) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, get_args
 
 from serving.app import Engine
 from serving.guard import read_token
-from serving.settings import Batching, Limits, RequestLogging, Settings
+from serving.settings import Batching, Limits, Page, RequestLogging, Settings
 from serving.text_protos import METRICS_PATH, read_batching, read_metrics_path, read_tls
 from serving.versions import Retries
 from tfrec.errors import UsageError
@@ -110,6 +110,8 @@ def _own_options(parser: argparse.ArgumentParser) -> None:
     add("--reload-root", type=Path, action="append", help="directory from which a reload may serve; repeatable")
     add("--request-log", type=Path, metavar="PREFIX", help="record requests to PREFIX-00000.tfrecord and so on")
     add("--request-log-rate", type=_number(0, 1, float), default=1.0, help="share of requests recorded (default 1)")
+    add("--ui", action="store_true", help="a page for people at /ui of the REST port: search, recommend, compare")
+    add("--ui-data", type=Path, metavar="DATASET", help="with --ui: some users of this dataset can be chosen")
     add("--metrics", action="store_true", help=f"tell Prometheus metrics at {METRICS_PATH} of the REST port")
     add("--log-format", choices=("text", "json"), default="text", help="form of the log on stderr (default text)")
     add("--access-log", action="store_true", help="log every request")
@@ -245,7 +247,16 @@ def _settings(given: argparse.Namespace) -> Settings:
         inter_op_threads=_first(given.tensorflow_inter_op_parallelism, session, 0),
         request_logging=RequestLogging(given.request_log, given.request_log_rate) if given.request_log else None,
         access_log=given.access_log,
+        page=_page(given),
     )
+
+
+def _page(given: argparse.Namespace) -> Page | None:
+    if given.ui_data and not given.ui:
+        raise UsageError("serve: --ui-data needs --ui.")
+    if given.ui and given.rest_api_port == 0:
+        raise UsageError("serve: --ui needs the REST port, which --rest_api_port=0 leaves out.")
+    return Page(given.ui_data) if given.ui else None
 
 
 def _metrics_path(given: argparse.Namespace) -> str | None:

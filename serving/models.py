@@ -189,6 +189,14 @@ class Models:
         """The models that should be served, whether they load or not."""
         return sorted(name for name, model in self._models.items() if not model.withdrawn)
 
+    def available(self, name: str) -> list[int]:
+        """The versions of a model that answer, highest first."""
+        return self._models[name].available()
+
+    def labels(self, name: str, version: int) -> list[str]:
+        """The labels of a version."""
+        return sorted(label for label, number in self._models[name].source.labels.items() if number == version)
+
     def knows(self, name: str) -> bool:
         """Whether there is or was such a model."""
         return name in self._models

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from tensorflow_serving.apis import model_pb2, prediction_log_pb2
 
-from serving import bodies, examples, json_tensor, request_log, routes
+from serving import bodies, examples, json_tensor, request_log, routes, ui
 from serving.bodies import Disconnected, HttpError, Message, Receive
 from serving.core import Core
 from serving.routes import Target
 from serving.signatures import DEFAULT_SIGNATURE
 from serving.status import HTTP_STATUS, Code, ServingError, invalid_argument
+from serving.ui import Ui
 from serving.versions import Handle, VersionStatus
 
 _LOGGER = logging.getLogger("serving")
@@ -38,19 +39,21 @@ Answer = tuple[int, bytes, bytes]
 
 
 class RestApplication:
-    """Answers `/v1/models...`, `/livez`, `/readyz` and, where asked for, the path of metrics.
+    """Answers `/v1/models...`, `/livez`, `/readyz` and, where asked for, the path of metrics and `/ui`.
 
     Args:
         core: what is served, and how.
         executor: the threads that run models.
         is_ready: what `/readyz` says.
+        page: the page for people.
     """
 
-    def __init__(self, core: Core, executor: Executor, is_ready: Callable[[], bool]) -> None:
+    def __init__(self, core: Core, executor: Executor, is_ready: Callable[[], bool], page: Ui | None = None) -> None:
         self._core = core
         self._limits = core.settings.limits
         self._executor = executor
         self._is_ready = is_ready
+        self._page = page
         self._running = 0
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -69,7 +72,9 @@ class RestApplication:
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        if self._core.settings.cors:
+        if self._page is not None and ui.is_page(path):
+            headers += ui.HEADERS
+        elif self._core.settings.cors:
             headers += _CORS
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if verb == "HEAD" else body})
@@ -81,6 +86,8 @@ class RestApplication:
     async def _answer(self, scope: Any, verb: str, path: str, receive: Receive) -> Answer:
         headers = dict(scope["headers"])
         self._check_head(scope)
+        if self._page is not None and ui.is_page(path):
+            return await self._answer_page(self._page, scope, verb, path, headers)
         if not routes.is_api(path):
             return self._answer_other(path, headers)
         if verb == "OPTIONS":
@@ -109,6 +116,18 @@ class RestApplication:
             self._admit(headers)
             return 200, self._core.metrics.text().encode(), _PROMETHEUS
         return 404, b"Not Found\n", _TEXT
+
+    async def _answer_page(self, page: Ui, scope: Any, verb: str, path: str, headers: dict[bytes, bytes]) -> Answer:
+        """The files of the page, which a browser fetches without a token, and its answers, which need it."""
+        if verb not in ("GET", "HEAD"):
+            raise HttpError(405, "The page can only be read.")
+        found = ui.file(path)
+        if found is not None:
+            return 200, *found
+        self._admit(headers)
+        if not page.answers(path):
+            return 404, b"Not Found\n", _TEXT
+        return 200, await self._in_thread(page.answer, path, scope["query_string"].decode("latin-1")), _JSON
 
     def _admit(self, headers: dict[bytes, bytes]) -> None:
         if not self._core.guard.admits(headers.get(b"authorization", b"")):

@@ -119,6 +119,17 @@ class RequestLogging:
 
 
 @dataclass(frozen=True)
+class Page:
+    """The page for people under `/ui` of the REST port.
+
+    Attributes:
+        data: a dataset directory some of whose users can be chosen; None = histories are built by hand.
+    """
+
+    data: Path | None = None
+
+
+@dataclass(frozen=True)
 class Settings:
     """How a server works; the defaults are those of `tfrec serve`.
 
@@ -146,6 +157,7 @@ class Settings:
         inter_op_threads: TensorFlow operations at once; 0 = one a processor.
         request_logging: where requests are recorded; None = nowhere.
         access_log: whether every request is a line of the log.
+        page: the page for people; None = there is none.
     """
 
     workers: int = 0
@@ -170,6 +182,7 @@ class Settings:
     inter_op_threads: int = 0
     request_logging: RequestLogging | None = None
     access_log: bool = False
+    page: Page | None = None
 
     @property
     def threads(self) -> int:

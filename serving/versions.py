@@ -148,6 +148,7 @@ class Handle:
     model: str
     version: int
     servable: Servable
+    directory: Path
 
 
 @dataclass(frozen=True)
@@ -377,7 +378,7 @@ class Model:
             servable = pinned.servable
         assert servable is not None  # an available version has one, under the same lock
         try:
-            yield Handle(self.name, number, servable)
+            yield Handle(self.name, number, servable, pinned.path)
         finally:
             with self._lock:
                 pinned.users -= 1

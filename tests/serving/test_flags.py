@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving import flags
-from serving.settings import Batching, Limits, RequestLogging, Settings
+from serving.settings import Batching, Limits, Page, RequestLogging, Settings
 from serving.versions import Retries
 from tfrec.errors import UsageError, UserError
 
@@ -106,7 +106,7 @@ def test_our_own_options(tmp_path: Path) -> None:
     command = flags.parse(
         ["m", "--host", "0.0.0.0", "--rest-port", "0", "--token-file", str(token), "--reload-root", "/a",
          "--request-log", "/logs/x", "--request-log-rate", "0.1", "--metrics", "--log-format", "json", "--access-log",
-         "--max-body-bytes", "10", "--max-concurrent-requests", "3", "--engine", "builtin"]
+         "--max-body-bytes", "10", "--max-concurrent-requests", "3", "--engine", "builtin", "--ui", "--ui-data", "/d"]
     )  # fmt: skip
     settings = command.serve["settings"]
     assert (command.log_format, command.serve["host"], command.serve["rest_port"]) == ("json", "0.0.0.0", 0)
@@ -115,6 +115,7 @@ def test_our_own_options(tmp_path: Path) -> None:
     assert settings.request_logging == RequestLogging(Path("/logs/x"), 0.1)
     assert settings.limits == Limits(max_body_bytes=10, max_concurrent_requests=3)
     assert settings.access_log
+    assert settings.page == Page(Path("/d"))
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,8 @@ def test_our_own_options(tmp_path: Path) -> None:
         (["m", "--enable_batching=perhaps"], "must be true or false"),
         (["m", "--batching_parameters_file=b"], "needs --enable_batching"),
         (["m", "--grpc_channel_arguments=a"], "must be NAME=VALUE"),
+        (["m", "--ui-data", "d"], "--ui-data needs --ui"),
+        (["m", "--ui", "--rest_api_port=0"], "--ui needs the REST port"),
         (["m", "--rest-port", "70000"], "must be from 0 to 65535"),
         (["m", "--request-log-rate", "1.5"], "must be from 0 to 1"),
         (["m", "--request-log-rate", "nan"], "must be from 0 to 1"),
