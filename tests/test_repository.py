@@ -209,8 +209,8 @@ def test_source_and_wheel_contain_all_three_packages(tmp_path: Path) -> None:
     expected = {relative(path) for path in SOURCES}
     assert expected <= packed
     assert expected <= built
-    deployed = {relative(path) for path in (ROOT / "serving/deploy").iterdir() if path.is_file()}
-    assert deployed <= built
+    for folder in ("serving/deploy", "serving/page"):
+        assert {relative(path) for path in (ROOT / folder).iterdir() if path.is_file()} <= built
 
 
 def test_import_contracts_know_every_module() -> None:

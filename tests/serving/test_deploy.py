@@ -79,7 +79,8 @@ def test_kubernetes_runs_the_built_in_server_with_probes() -> None:
     assert isinstance(command.serve["settings"].batching, Batching)
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
-    assert pod["terminationGracePeriodSeconds"] > app._DRAIN_SECONDS
+    waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > waits + app._DRAIN_SECONDS
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert pod["securityContext"]["runAsNonRoot"]
     ports = {port["targetPort"] for port in by_kind["Service"]["spec"]["ports"]}
