@@ -63,6 +63,7 @@ test-jax: .venv-jax/.installed
 
 bench: install # those that need no published data; the others say in their first lines how they are run
 	$(BIN)/python benchmarks/preprocess.py --events 2000000
+	$(BIN)/python benchmarks/sparse_attention.py
 	$(BIN)/python -m benchmarks.serving_overhead
 	$(BIN)/python -m benchmarks.serving_throughput
 

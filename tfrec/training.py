@@ -51,6 +51,7 @@ _LEFT_OUT: dict[str, Any] = {"data": _PATHS, "training": _BESIDE}  # keys that m
 _NEGATIVES = 4  # stream of random numbers: [seed, stream, epoch, batch]; 1 to 3 are those of tfrec.windows
 _RANK_SAMPLE = 4096
 _SHUT_GATE = 0.02
+_INACTIVE_MASK = 0.9  # attention is left as it is
 _SETTLED = 3  # epochs until gates tell something
 LOGS = "logs"
 METRICS = "metrics.jsonl"
@@ -346,6 +347,11 @@ def silent_failures(entry: dict[str, Any], embedding_dim: int) -> dict[str, str]
         shut = name.startswith(("gate_open", "token_gate_open")) and value < _SHUT_GATE
         if shut and entry["epoch"] >= _SETTLED:
             found[name] = f"`{name}` is {value:.4f}: that step's gate is shut and its loss does next to nothing."
+    mask = entry.get("preference_mask", 0.0)
+    if mask > _INACTIVE_MASK:
+        found["preference_mask"] = (
+            f"PGSA is inactive: its mask is {mask:.2f} in the mean; lower `model.num_anchors` or `model.sigma`."
+        )
     rank = entry.get("effective_rank", np.inf)
     if rank < max(2.0, embedding_dim / 32) and embedding_dim > 1:
         found["effective_rank"] = f"item vectors have collapsed: effective rank {rank:.2f} of {embedding_dim}."

@@ -360,3 +360,5 @@ def test_silent_failures_are_put_into_words():
     assert "is 0.0002" in silent_failures({**healthy, "token_gate_open_3": 2e-4}, 64)["token_gate_open_3"]
     assert silent_failures({**healthy, "gate_open_2": 0.0, "epoch": 2}, 64) == {}  # it opens as step 1 is learnt
     assert "effective rank 1.20 of 64" in silent_failures({**healthy, "effective_rank": 1.2}, 64)["effective_rank"]
+    assert "its mask is 0.95" in silent_failures({**healthy, "preference_mask": 0.95}, 64)["preference_mask"]
+    assert silent_failures({**healthy, "preference_mask": 0.85}, 64) == {}

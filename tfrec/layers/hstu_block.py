@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from tfrec.layers import Tensor
+from tfrec.layers.pointwise_attention import pointwise_attention
 from tfrec.layers.time_gap_bias import TimeGapBias
 from tfrec.layers.transformer_block import causal_mask
 
@@ -28,9 +29,7 @@ class HSTUBlock(keras.layers.Layer):
         dropout: float. Of the gated output. Defaults to 0.
         concat_ua: bool. Whether W_o is given [U, LN(A V), U * LN(A V)]. Defaults to False.
 
-    Input: x `(B, L, D)`; valid_mask `(B, L)` bool, True = real; time_gap `(B, L, L)` int32 buckets; weight `(B, L, L)`
-    or None, multiplied into A in place of the causal mask; place `(B, L)` int or None, the places in 0..N-1 that the
-    position bias is for, where x is a part of a longer sequence.
+    Input: x `(B, L, D)`; valid_mask `(B, L)` bool, True = real; time_gap `(B, L, L)` int32 buckets.
     Output: `(B, L, D)`; zeros where not valid.
 
     Reference: Zhai et al., 2024, arXiv:2402.17152, and its public code (research/modeling/sequential/hstu.py).
@@ -87,8 +86,6 @@ class HSTUBlock(keras.layers.Layer):
         x: Tensor,
         valid_mask: Tensor,
         time_gap: Tensor | None = None,
-        weight: Tensor | None = None,
-        place: Tensor | None = None,
         training: bool | None = None,
     ) -> Tensor:
         # One projection, in the order of the public code: U, V, Q, K
@@ -97,16 +94,11 @@ class HSTUBlock(keras.layers.Layer):
         u, v, q, k = ops.split(projected, [values, 2 * values, 2 * values + keys], axis=-1)
 
         # Pointwise attention
-        scores = ops.matmul(self._heads(q), ops.swapaxes(self._heads(k), 2, 3))  # (B, H, L, L)
-        if self.position_bias:
-            scores = scores + self._position_bias(ops.shape(x)[1], place)
+        bias = self._position_bias(ops.shape(x)[1]) if self.position_bias else None
         if self.time_bias:
-            scores = scores + self.gap_bias(time_gap)
-        attention = ops.silu(scores) / self.max_length
-        visible = causal_mask(valid_mask) if weight is None else ops.expand_dims(weight, 1)
-        attention = attention * ops.cast(visible, attention.dtype)
-        mixed = ops.swapaxes(ops.matmul(attention, self._heads(v)), 1, 2)  # (B, L, H, d)
-        mixed = ops.reshape(mixed, ops.shape(u))  # (B, L, H * d)
+            bias = self.gap_bias(time_gap) if bias is None else bias + self.gap_bias(time_gap)
+        visible = causal_mask(valid_mask)[:, 0]
+        mixed = pointwise_attention(q, k, v, visible, num_heads=self.num_heads, length=self.max_length, bias=bias)
 
         # Gate and project
         normed = self.value_norm(mixed)
@@ -116,15 +108,10 @@ class HSTUBlock(keras.layers.Layer):
         output = self.output_dense(self.output_dropout(gated, training=training)) + x
         return output * ops.cast(valid_mask, output.dtype)[..., None]
 
-    def _position_bias(self, length: Tensor, place: Tensor | None) -> Tensor:
-        if place is None:
-            place = ops.arange(length, dtype="int32")[None]
-        index = self.max_length - 1 + place[:, None, :] - place[:, :, None]  # N - 1 + j - i
-        return ops.expand_dims(ops.take(self.position_table, index, axis=0), 1)  # (B or 1, 1, L, L)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        per_head = (-1, ops.shape(x)[1], self.num_heads, x.shape[-1] // self.num_heads)
-        return ops.swapaxes(ops.reshape(x, per_head), 1, 2)  # (B, H, L, d)
+    def _position_bias(self, length: Tensor) -> Tensor:
+        place = ops.arange(length, dtype="int32")
+        index = self.max_length - 1 + place[None, :] - place[:, None]  # N - 1 + j - i
+        return ops.take(self.position_table, index, axis=0)[None, None]  # (1, 1, L, L)
 
     def _norm(self, name: str, width: int) -> keras.layers.LayerNormalization:
         norm = keras.layers.LayerNormalization(

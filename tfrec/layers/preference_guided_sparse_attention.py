@@ -32,7 +32,7 @@ class PreferenceGuidedSparseAttention(keras.layers.Layer):
     Input: candidate `(B, C, D)`, history `(B, L, D)`; valid_mask `(B, C, L)` bool, the places before each candidate.
     Output: m `(B, C, L)` in the compute dtype; zeros where not valid.
 
-    Reference: HPGR, section 3.3, equation 5. The paper gives neither K nor sigma nor the cut.
+    Reference: HPGR, section 3.2.2, equation 5. The paper gives neither K nor sigma nor the cut.
     """
 
     def __init__(

@@ -22,17 +22,23 @@ from tfrec.schema import Schema
 
 MODELS = {
     "bert4rec": "tfrec.models.bert4rec:bert4rec",
+    "bert4rec_ranking": "tfrec.models.bert4rec_ranking:bert4rec_ranking",
     "dcn_v2": "tfrec.models.dcn_v2:dcn_v2",
     "din": "tfrec.models.din:din",
     "dnn": "tfrec.models.dnn:dnn",
     "gru4rec": "tfrec.models.gru4rec:gru4rec",
+    "gru4rec_ranking": "tfrec.models.gru4rec_ranking:gru4rec_ranking",
     "heterrec": "tfrec.models.heterrec:heterrec",
+    "hpgr": "tfrec.models.hpgr:hpgr",
     "hpgr_pretrain": "tfrec.models.hpgr_pretrain:hpgr_pretrain",
     "hstu": "tfrec.models.hstu:hstu",
+    "hstu_ranking": "tfrec.models.hstu_ranking:hstu_ranking",
     "mmoe": "tfrec.models.mmoe:mmoe",
+    "mtgr": "tfrec.models.mtgr:mtgr",
     "pinnerformer": "tfrec.models.pinnerformer:pinnerformer",
     "popularity": "tfrec.models.popularity:popularity",
     "sasrec": "tfrec.models.sasrec:sasrec",
+    "sasrec_ranking": "tfrec.models.sasrec_ranking:sasrec_ranking",
     "wukong": "tfrec.models.wukong:wukong",
 }
 _OWN_ARGUMENTS = ("schema", "objective", "request_time", "labels")

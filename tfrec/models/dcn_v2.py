@@ -9,7 +9,8 @@ from tfrec.layers.cross_network import CrossNetwork
 from tfrec.layers.label_heads import LabelHeads
 from tfrec.layers.mlp import MLP
 from tfrec.models.encoders import ItemFeatures
-from tfrec.models.pointwise import places_of, pointwise_model
+from tfrec.models.pointwise import pointwise_model
+from tfrec.models.ranking import places_of
 from tfrec.models.shells import RankingModel
 from tfrec.objectives import build_objective
 from tfrec.schema import Schema

@@ -31,6 +31,7 @@ def hpgr_pretrain(
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     session_enhancement: bool = True,
     session_pooling: Literal["cls", "mean"] = "cls",
+    session_causal: bool = False,
     position_embedding: bool = True,
     normalize: bool = True,
     item_features: ItemFeatures = (ITEM_ID,),
@@ -59,6 +60,8 @@ def hpgr_pretrain(
         dropout: float. Of inputs, attention probabilities and sublayers.
         session_enhancement: bool. Whether there is a SEM; without it this is plain masked item modelling.
         session_pooling: str. How SEM makes one vector of sessions: `"cls"` or `"mean"`.
+        session_causal: bool. Whether SEM tells each event of the past alone, for a second stage whose candidates stand
+            inside their histories.
         position_embedding: bool. Whether places have embeddings.
         normalize: bool. Cosine similarity instead of the dot product.
         item_features: `"all"` or names. Features whose embeddings are summed to an item's.
@@ -72,7 +75,7 @@ def hpgr_pretrain(
     Raises:
         ValueError: the log has no sessions.
 
-    Reference: HPGR, section 3.2, equations 1 to 3. Differs from the paper, which leaves open sizes, shares and the
+    Reference: HPGR, section 3.1, equations 1 to 3. Differs from the paper, which leaves open sizes, shares and the
     kind of encoder: cosine similarity at a temperature, as for the other models; as a retrieval model of its own it
     answers for a masked place in the session of the last event.
     """
@@ -103,6 +106,7 @@ def hpgr_pretrain(
             num_intra_blocks=num_intra_blocks,
             num_inter_blocks=num_inter_blocks,
             pooling=session_pooling,
+            causal=session_causal,
             dropout=dropout,
             name="session_enhancement",
         )

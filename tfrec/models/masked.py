@@ -69,23 +69,34 @@ class PretrainingModel(RetrievalModel):
         Args:
             batch: dict. Events `(B, L)`, right-padded.
         """
-        valid = batch["item"] != 0
-        count = ops.sum(ops.cast(valid, "int32"), axis=1)  # (B,)
-        place = ops.arange(ops.shape(valid)[1] + 1, dtype="int32")
-        masked = ops.logical_and(place[None, :] == count[:, None], count[:, None] > 0)  # (B, L + 1)
-        inputs = {key: value for key, value in batch.items() if key.startswith("user_")}
-        for key, value in batch.items():
-            if is_event(key):
-                inputs[key] = _with_place(value)
-        for key in ("time", "session"):  # the masked place stands where the last event does
-            if key in inputs:
-                last = ops.take_along_axis(batch[key], ops.maximum(count - 1, 0)[:, None], axis=1)
-                inputs[key] = ops.where(masked, last, inputs[key])
+        inputs, count = mask_after(batch)
         if "time" in inputs:
             inputs["query_time"] = inputs["time"]
-        state = self.user_encoder({**inputs, "masked": masked}, training=False)["state"]
+        state = self.user_encoder(inputs, training=False)["state"]
         user = ops.take_along_axis(state, count[:, None, None], axis=1)[:, 0]
         return user * ops.cast(count > 0, user.dtype)[:, None]
+
+
+def mask_after(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Histories followed by one masked place, in the session and at the time of the last event.
+
+    Returns:
+        Events `(B, L + 1)` with `masked`, features of users, and the number of events `(B,)`, which is the place of the
+        mask; a row without events has no mask.
+    """
+    valid = batch["item"] != 0
+    count = ops.sum(ops.cast(valid, "int32"), axis=1)  # (B,)
+    place = ops.arange(ops.shape(valid)[1] + 1, dtype="int32")
+    masked = ops.logical_and(place[None, :] == count[:, None], count[:, None] > 0)  # (B, L + 1)
+    inputs = {key: value for key, value in batch.items() if key.startswith("user_")}
+    for key, value in batch.items():
+        if is_event(key):
+            inputs[key] = _with_place(value)
+    for key in ("time", "session"):
+        if key in inputs:
+            last = ops.take_along_axis(batch[key], ops.maximum(count - 1, 0)[:, None], axis=1)
+            inputs[key] = ops.where(masked, last, inputs[key])
+    return {**inputs, "masked": masked}, count
 
 
 def _with_place(value: Tensor) -> Tensor:
@@ -93,4 +104,4 @@ def _with_place(value: Tensor) -> Tensor:
     return ops.pad(value, ((0, 0), (0, 1), *((0, 0) for _ in value.shape[2:])))
 
 
-__all__ = ["MaskedSequenceEncoder", "PretrainingModel"]
+__all__ = ["MaskedSequenceEncoder", "PretrainingModel", "mask_after"]

@@ -155,9 +155,4 @@ def pointwise_model(
     )
 
 
-def places_of(schema: Schema, num_positions: int) -> int:
-    """How many places of impressions have a bias: as many as asked for, none where the log has no places."""
-    return num_positions if schema.impressions is not None and schema.impressions.has_positions else 0
-
-
-__all__ = ["PointwiseScorer", "places_of", "pointwise_model"]
+__all__ = ["PointwiseScorer", "pointwise_model"]

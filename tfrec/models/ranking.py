@@ -80,14 +80,20 @@ class RankingInputs(keras.layers.Layer):
         self.built = True
 
     def call(self, batch: dict[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
+        candidate, user = self.embed_candidates(batch, training)
         outputs = {
             "history": self.embed_history(batch, training),
-            "candidate": embed_items(self.embedder, batch["candidate"], training),
+            "candidate": candidate,
             "visible": visible_before(batch),
         }
-        if self.user_tables:
-            outputs["user"] = ops.stack([self._user(key, batch[key]) for key in self.user_tables], axis=1)  # (B, U, D)
-        return outputs
+        return outputs if user is None else {**outputs, "user": user}
+
+    def embed_candidates(self, batch: dict[str, Tensor], training: bool | None = None) -> tuple[Tensor, Tensor | None]:
+        """Candidates `(B, C, K, D)`, and the user `(B, U, D)`, where there are any features."""
+        candidate = embed_items(self.embedder, batch["candidate"], training)
+        if not self.user_tables:
+            return candidate, None
+        return candidate, ops.stack([self._user(key, batch[key]) for key in self.user_tables], axis=1)
 
     def embed_history(self, batch: dict[str, Tensor], training: bool | None = None) -> Tensor:
         """Events without their places, `(B, L, D)`."""
@@ -99,6 +105,11 @@ class RankingInputs(keras.layers.Layer):
 
     def _user(self, key: str, codes: Tensor) -> Tensor:
         return self.user_tables[key](codes[..., None] if len(codes.shape) == 1 else codes)
+
+
+def places_of(schema: Schema, num_positions: int) -> int:
+    """How many places of impressions have a bias: as many as asked for, none where the log has no places."""
+    return num_positions if schema.impressions is not None and schema.impressions.has_positions else 0
 
 
 def visible_before(batch: dict[str, Tensor]) -> Tensor:
@@ -121,4 +132,4 @@ def average_before(x: Tensor, visible: Tensor) -> Tensor:
     return ops.matmul(visible, x) / ops.maximum(ops.sum(visible, axis=2, keepdims=True), 1)
 
 
-__all__ = ["RankingInputs", "average_before", "last_state", "visible_before"]
+__all__ = ["RankingInputs", "average_before", "last_state", "places_of", "visible_before"]

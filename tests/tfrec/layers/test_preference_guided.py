@@ -8,7 +8,8 @@ import pytest
 from keras import ops
 
 from tests.checks import check_layer, gradients, randomise, run, to_numpy
-from tfrec.layers.hstu_block import HSTUBlock
+from tfrec.layers.hstu_target_block import HSTUTargetBlock
+from tfrec.layers.pointwise_attention import gather_places
 from tfrec.layers.preference_guided_sparse_attention import PreferenceGuidedSparseAttention
 
 pytestmark = pytest.mark.jax
@@ -97,49 +98,35 @@ def test_an_event_after_the_candidate_changes_nothing():
     np.testing.assert_array_equal(run(layer, changed)[0, 2], run(layer, arrays)[0, 2])
 
 
-def dense_state(blocks, guide, candidate, history, valid):
+def state_of(blocks, guide, arrays, *, sparse):
     """The candidate's state where every row of attention is guided (scope `all`)."""
-    mask = guide(candidate, history, valid)[:, 0]  # (B, L)
-    x = ops.concatenate([history, candidate], axis=1)
-    column = ops.concatenate([mask, ops.ones_like(mask[:, :1])], axis=1)
-    place = ops.concatenate([ops.cumsum(ops.ones_like(mask), axis=1) - 1, ops.sum(ops.cast(valid, mask.dtype), 2)], 1)
-    return encode(blocks, x, column, ops.cast(place, "int32"))
-
-
-def sparse_state(blocks, guide, candidate, history, valid):
-    """The same from the places that are left alone."""
-    place, mask = (each[:, 0] for each in guide.select(candidate, history, valid))
-    x = ops.concatenate([ops.take_along_axis(history, place[..., None], axis=1), candidate], axis=1)
-    column = ops.concatenate([mask, ops.ones_like(mask[:, :1])], axis=1)
-    last = ops.cast(ops.sum(ops.cast(valid, "int32"), axis=2), "int32")
-    return encode(blocks, x, column, ops.concatenate([place, last], axis=1))
-
-
-def encode(blocks, x, column, place):
-    valid_mask = column > 0
-    order = ops.arange(x.shape[1])
-    weight = ops.cast(order[None, :] <= order[:, None], "float32")[None] * column[:, None, :]
+    candidate, history, valid = (arrays[name] for name in ("candidate", "history", "valid_mask"))
+    if sparse:
+        place, mask = guide.select(candidate, history, valid)
+        history = gather_places(history, place)
+    else:
+        mask = guide(candidate, history, valid)
     for block in blocks:
-        x = block(x, valid_mask, weight=weight, place=place)
-    return x[:, -1]
+        made = block(history, candidate, mask[:, 0] > 0, mask, weight=mask[:, 0])
+        history, candidate = made["history"], made["candidate"]
+    return candidate
 
 
 def test_sparse_attention_is_dense_attention_under_the_same_cut():
     arrays = inputs(candidates=1, width=6)
     guide = PreferenceGuidedSparseAttention(2, 1.0)
     assert guide.max_places == 14 < LENGTH
-    blocks = [HSTUBlock(2, 3, 3, max_length=LENGTH + 1, name=f"block_{index}") for index in range(2)]
+    blocks = [HSTUTargetBlock(2, 3, 3, max_length=LENGTH, name=f"block_{index}") for index in range(2)]
     model = keras.Sequential(blocks)
-    values = [arrays[name] for name in ("candidate", "history", "valid_mask")]
-    dense_state(blocks, guide, *values)
+    state_of(blocks, guide, arrays, sparse=False)
     for index, block in enumerate(blocks):
         randomise(block, index)
-    dense, sparse = (to_numpy(make(blocks, guide, *values)) for make in (dense_state, sparse_state))
+    dense, sparse = (to_numpy(state_of(blocks, guide, arrays, sparse=each)) for each in (False, True))
     np.testing.assert_allclose(sparse, dense, atol=1e-5)
     assert np.abs(dense).max() > 0.1
     slopes = [
-        gradients(model, lambda make=make: ops.sum(ops.square(make(blocks, guide, *values))))
-        for make in (dense_state, sparse_state)
+        gradients(model, lambda each=each: ops.sum(ops.square(state_of(blocks, guide, arrays, sparse=each))))
+        for each in (False, True)
     ]
     for path, slope in slopes[0].items():
         np.testing.assert_allclose(slopes[1][path], slope, rtol=1e-4, atol=1e-4, err_msg=path)

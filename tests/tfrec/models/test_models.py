@@ -240,6 +240,7 @@ CHANGES = {
         {"activation": "relu"},
         {"session_enhancement": False},
         {"session_pooling": "mean"},
+        {"session_causal": True},
     ],
     "pinnerformer": [
         *COMMON,

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from tests.checks import randomise, run, to_numpy
-from tests.tfrec.models.made import make_catalogue
-from tests.tfrec.models.made_ranking import make_ranking_schema, make_rows
+from tests.tfrec.models.made import make_catalogue, make_ranking_batch, make_schema
 from tfrec.models.encoders import item_table
 from tfrec.models.ranking import RankingInputs, average_before, last_state
 
@@ -21,8 +20,8 @@ def make_inputs(schema, **options):
 
 
 def test_a_row_is_its_events_candidates_and_user():
-    schema = make_ranking_schema()
-    inputs, batch = make_inputs(schema), make_rows(schema)
+    schema = make_schema(labels=("click", "buy"))
+    inputs, batch = make_inputs(schema), make_ranking_batch(schema, 6, 8, 5, by_user=True)
     output = run(inputs, {"batch": batch})
     shapes = {"history": (6, 8, 8), "candidate": (6, 5, 4, 8), "user": (6, 1, 8), "visible": (6, 5, 8)}
     assert {key: value.shape for key, value in output.items()} == shapes
@@ -42,17 +41,17 @@ def test_a_row_is_its_events_candidates_and_user():
 
 
 def test_options_leave_inputs_out():
-    schema = make_ranking_schema()
+    schema = make_schema(labels=("click", "buy"))
     inputs = make_inputs(schema, event_types=False, user_features=False, item_features=("item_id",))
-    output = run(inputs, {"batch": make_rows(schema)})
+    output = run(inputs, {"batch": make_ranking_batch(schema, 6, 8, 5, by_user=True)})
     assert "user" not in output
     assert output["candidate"].shape == (6, 5, 1, 8)
     assert not any("event_type" in weight.path for weight in inputs.weights)
 
 
 def test_what_a_candidate_knows_of_its_history():
-    schema = make_ranking_schema()
-    inputs, batch = make_inputs(schema), make_rows(schema)
+    schema = make_schema(labels=("click", "buy"))
+    inputs, batch = make_inputs(schema), make_ranking_batch(schema, 6, 8, 5, by_user=True)
     output = run(inputs, {"batch": batch})
     x = output["history"]
     means, states = to_numpy(average_before(x, output["visible"])), to_numpy(last_state(x, batch))
