@@ -75,10 +75,11 @@ def _impression_columns(arranged: Arranged, item_codes: NDArray[np.int32], schem
     starts = row_starts(rows["user"].to_numpy(), len(arranged.users.rows))
     values: dict[str, NDArray[Any]] = {
         "item": item_codes[rows["item"].to_numpy()],
-        "time": rows["seconds"].to_numpy() - schema.time_origin,
         "split": rows["split"].to_numpy(),
         "history": rows["history"].to_numpy(),
     }
+    if schema.has_time:
+        values["time"] = rows["seconds"].to_numpy() - schema.time_origin
     values.update({name: rows[name].to_numpy() for name in rows.columns if name.startswith("label_")})
     if "position" in rows.columns:
         values["position"] = rows["position"].fill_null(-1).to_numpy()

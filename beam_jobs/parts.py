@@ -15,6 +15,9 @@ from beam_jobs.plan import Plan
 from beam_jobs.staging import Table
 from tfrec.config import FeatureConfig
 
+IMPRESSION_SPLIT = "impression_split"
+"""The part that counts impressions."""
+
 
 @dataclass
 class Arranged:
@@ -72,7 +75,7 @@ def partial_fits(arranged: Arranged, plan: Plan) -> dict[str, pl.DataFrame]:
     targets = target_rows(arranged.events.texts, rows, plan.config.data.target_events)
     parts["target_split"] = rows["split"].filter(pl.Series(targets)).value_counts(name="events")
     if arranged.impressions is not None:
-        parts["impression_split"] = arranged.impressions.rows["split"].value_counts(name="impressions")
+        parts[IMPRESSION_SPLIT] = impression_split(arranged.impressions)
     if "seconds" in rows.columns and len(rows):
         parts["seconds"] = rows.select(pl.min("seconds").alias("first"), pl.max("seconds").alias("last"))
     if "session" in rows.columns:
@@ -82,6 +85,11 @@ def partial_fits(arranged: Arranged, plan: Plan) -> dict[str, pl.DataFrame]:
             .select(pl.sum("sessions").cast(pl.Int64))
         )
     return parts
+
+
+def impression_split(impressions: Table) -> pl.DataFrame:
+    """How many impressions each split has."""
+    return impressions.rows["split"].value_counts(name="impressions")
 
 
 def _with_columns(features: Iterable[FeatureConfig]) -> Iterator[FeatureConfig]:

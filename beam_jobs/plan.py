@@ -12,7 +12,7 @@ from beam_jobs.sources import ROLES, ROW, Log, LogKind, open_log
 from beam_jobs.splits import check_split
 from beam_jobs.validation import Field, FieldKind, open_vectors
 from beam_jobs.vocabularies import given_values
-from tfrec.config import Config, FeatureConfig, Filters, suggest
+from tfrec.config import Config, Data, FeatureConfig, Filters, suggest
 from tfrec.errors import UsageError
 from tfrec.schema import Impressions, Label
 
@@ -99,6 +99,10 @@ class Plan:
     @property
     def stored_impressions(self) -> Impressions | None:
         """What is stored of impressions; None where there are none."""
+        rule = self.config.data.impressions_from_events
+        if rule is not None:
+            labels = (rule.label,) if rule.negatives else tuple(label.name for label in self.events.labels)
+            return Impressions(labels=labels, has_requests=rule.negatives > 0)
         if self.impressions is None:
             return None
         return Impressions(
@@ -125,6 +129,7 @@ def make_plan(config: Config) -> Plan:
     users = open_log("users", data.users) if data.users else None
     impressions = open_log("impressions", data.impressions) if data.impressions else None
     _check_events(config, events, impressions)
+    _check_impressions(data, events)
     forget = read_forget_lists(data.forget)
     plans = {
         "events": _plan_events(config, events, impressions),
@@ -228,6 +233,21 @@ def _check_events(config: Config, events: Log, impressions: Log | None) -> None:
             "`data.impressions` needs events with times (`data.events.columns.time`), to stand before them."
         )
     check_split(data.split, has_time="time" in events.roles)
+
+
+def _check_impressions(data: Data, events: Log) -> None:
+    rule, key = data.impressions_from_events, "data.impressions_from_events"
+    if rule is None:
+        return
+    if data.impressions is not None:
+        raise UsageError(f"`{key}`: must be left out, since `data.impressions` names what was shown.")
+    if not rule.negatives:
+        if not any(label.column in events.columns for label in data.labels):
+            raise UsageError(f"`{key}`: needs `data.labels` of events, or `negatives` above 0, to have two outcomes.")
+        unused = {"popular_share": rule.popular_share, "label": rule.label, "seed": rule.seed}
+        for name, value in unused.items():
+            if value != type(rule).model_fields[name].default:
+                raise UsageError(f"`{key}.{name}`: says nothing where `negatives` is 0; leave it out.")
 
 
 def _plan_events(config: Config, log: Log, impressions: Log | None) -> LogPlan:

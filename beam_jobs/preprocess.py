@@ -21,11 +21,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_jobs import recipes
 from beam_jobs.analysis import Fitted, fit, item_buckets, read_parts
 from beam_jobs.arranging import FATES, ITEM_IDS, ArrangeBuckets
+from beam_jobs.exposures import Catalogue, MakeImpressions
 from beam_jobs.filters import keep_frequent
 from beam_jobs.growth import LINEAGE, Growth, check_log, open_growth
 from beam_jobs.histories import HistoryFiles, WriteHistories
 from beam_jobs.items import ItemFiles, WriteItems, count_files, stored_items
 from beam_jobs.options import make_pipeline, pipeline_options
+from beam_jobs.parts import IMPRESSION_SPLIT
 from beam_jobs.plan import Plan, make_plan
 from beam_jobs.reading import FIRST_TIME, ReadLog, WriteCounts, WriteRejects, first_rejects, read_counts
 from beam_jobs.staging import (
@@ -99,6 +101,9 @@ def run(
         arrange_buckets(plan, staging, num_buckets, options, growth)
         logger.info("fitting vocabularies, bins and quantisers")
         fitted = fit(staging, directory, config, growth)
+        if config.data.impressions_from_events is not None:
+            logger.info("making impressions of events")
+            make_impressions(plan, staging, fitted, options)
         schema = make_schema(plan, staging, fitted, growth)
         for feature in schema.features:
             if feature.kind == "categorical" and feature.table_sizes == (FIRST_VALUE,):
@@ -232,6 +237,17 @@ def _filter_infrequent(staging: Path, filters: Filters) -> None:
         np.save(staging / FATES / f"{folder.name}.npy", fate)
 
 
+def make_impressions(plan: Plan, staging: Path, fitted: Fitted, options: PipelineOptions) -> None:
+    """Between the pipelines: impressions of buckets whose log has none."""
+    with _pipeline(options) as pipeline:
+        _ = (
+            pipeline
+            | "List buckets" >> beam.Create([folder.name for folder in bucket_folders(staging / "arranged")])
+            | "Spread buckets" >> beam.Reshuffle()
+            | "Impressions of buckets" >> MakeImpressions(plan, staging, Catalogue.of(staging, fitted))
+        )
+
+
 def make_schema(plan: Plan, staging: Path, fitted: Fitted, growth: Growth | None = None) -> Schema:
     """The contract of the dataset."""
     config, counts = plan.config, read_counts(staging / "arranged.json")
@@ -267,7 +283,9 @@ def make_schema(plan: Plan, staging: Path, fitted: Fitted, growth: Growth | None
             "items": int((~fitted.retired[FIRST_VALUE:]).sum()),
             "events": events,
             "train_events": int(train),
-            "impressions": _stored(counts, "impressions"),
+            "impressions": sum(split_counts(read_parts(staging, IMPRESSION_SPLIT), "impressions"))
+            if plan.stored_impressions is not None
+            else 0,
         },
     )
 

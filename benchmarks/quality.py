@@ -26,9 +26,10 @@ import yaml
 
 from tfrec.config import load
 from tfrec.data import Dataset
-from tfrec.evaluation import Ranks, ranks_file
+from tfrec.evaluation import ranks_file
 from tfrec.metrics import bootstrap_interval, paired_bootstrap
 from tfrec.objectives.multi_step import MultiStep
+from tfrec.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = 2000

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from tests.impressions import LABELS, make_impressions
 from tfrec import columns as column_cache
-from tfrec.columns import Catalogue, Histories
+from tfrec.columns import Catalogue, Histories, Impressions
 from tfrec.manifest import write_json, write_manifest
 from tfrec.schema import Feature, Label, Schema, Split
+from tfrec.schema import Impressions as ImpressionColumns
 from tfrec.transforms import Bins, Cross, GroupQuantiles, Hashed, Standard, Vocabulary, write_arrays, write_values
 
 TIME_ORIGIN = 1_600_000_000 - 1_600_000_000 % 86_400
@@ -55,6 +57,7 @@ def make_dataset(
     min_events: int = 1,
     max_events: int = 20,
     side_features: bool = False,
+    impressions: bool = False,
     follow: float = 0.85,
     files: int = 2,
     write_cache: bool = False,
@@ -77,6 +80,8 @@ def make_dataset(
         max_events: of a user, at most (at most `items` without repeats).
         side_features: also a user feature `segment` and `tags` (multi-valued), event features `device`, `network`
             (hashed) and `mood` (their cross), a label `liked`, and standardised values of items' prices.
+        impressions: also requests of one to five candidates before some events, with labels `click` (the event's item)
+            and `cart` (sometimes unknown), positions and requests, of which some have no number.
         follow: share of steps to the next item of the ring.
         files: history files.
         write_cache: also write the column cache, from which NumPy alone reads.
@@ -96,6 +101,7 @@ def make_dataset(
             "min_events": min_events,
             "max_events": max_events,
             "side_features": side_features,
+            "impressions": impressions,
             "follow": follow,
         },
         directory=directory,
@@ -126,6 +132,8 @@ def make(*, users: int, items: int, seed: int, options: Mapping[str, Any], direc
     code_of[order] = np.arange(2, items + 2)
     for history in histories:
         history["item"] = code_of[history.pop("place")]
+        if options["impressions"]:
+            history |= make_impressions(rng, history, items)
     schema = _schema(rng, directory, [names[place] for place in order], histories, options)
     vectors = _vectors(rng, np.array(order), items)
     codes = _item_codes(rng, schema, directory, np.array(order), vectors)
@@ -261,7 +269,10 @@ def _schema(
         features=tuple(features),
         event_types=EVENT_TYPES if options["has_event_types"] else (),
         target_event_types=options["target_event_types"] if options["has_event_types"] else None,
-        labels=(Label(name="liked", column="rating", operator=">=", value=4.0),) if options["side_features"] else (),
+        labels=tuple(_labels(options)),
+        impressions=ImpressionColumns(labels=LABELS, has_positions=True, has_requests=True)
+        if options["impressions"]
+        else None,
         display=("title",),
         title="title",
         has_time=options["has_time"],
@@ -276,11 +287,19 @@ def _schema(
             "items": len(item_ids),
             "events": len(splits),
             "train_events": int((splits == 0).sum()),
-            "impressions": 0,
+            "impressions": sum(len(history.get("impression_item", ())) for history in histories),
         },
     )
     schema.write(directory)
     return schema
+
+
+def _labels(options: Mapping[str, Any]) -> Iterator[Label]:
+    if options["side_features"]:
+        yield Label(name="liked", column="rating", operator=">=", value=4.0)
+    if options["impressions"]:
+        yield Label(name="click", column="click", operator="==", value=1.0)
+        yield Label(name="cart", column="cart", operator="==", value=1.0)
 
 
 def _side_features(vocabulary: Any) -> list[Feature]:
@@ -415,7 +434,10 @@ def _user_example(schema: Schema, user: Mapping[str, Any]) -> dict[str, Any]:
         example["session"] = user["session"]
     if schema.event_types:
         example["event_type"] = user["event_type"]
-    if schema.labels:
+    example |= {name: values for name, values in user.items() if name.startswith("impression_")}
+    if not schema.has_time:
+        example.pop("impression_time", None)
+    if schema.side("user"):
         tags = np.zeros(3, np.int64)
         tags[: len(user["user_tags"])] = user["user_tags"]
         example |= {
@@ -431,6 +453,8 @@ def _write_cache(directory: Path, made: Made, files: int) -> None:
     users = [user for number in range(files) for user in made.users[number::files]]  # the order of the files
     examples = [_user_example(made.schema, user) for user in users]
     names = sorted(set(examples[0]) - {"user_id", "user_segment", "user_tags"})
+    shown = [name for name in names if name.startswith("impression_")]
+    names = [name for name in names if name not in shown]
     columns = {name: np.concatenate([example[name] for example in examples]).astype(np.int32) for name in names}
     for feature in made.schema.side("event"):
         columns[f"event_{feature.name}"] = columns[f"event_{feature.name}"].reshape(-1, feature.num_codes)
@@ -442,6 +466,15 @@ def _write_cache(directory: Path, made: Made, files: int) -> None:
             feature.name: np.stack([example[f"user_{feature.name}"] for example in examples]).astype(np.int32)
             for feature in made.schema.side("user")
         },
+        impressions=Impressions(
+            np.cumsum([0, *(len(example["impression_item"]) for example in examples)]),
+            {
+                name.removeprefix("impression_"): np.concatenate([one[name] for one in examples]).astype(np.int32)
+                for name in shown
+            },
+        )
+        if shown
+        else None,
     )
     catalogue = Catalogue(
         codes=made.codes.astype(np.int32),

@@ -19,8 +19,9 @@ from tfrec.manifest import MANIFEST, fingerprint, published, read_manifest, veri
 from tfrec.transforms import FIRST_VALUE
 
 CACHE = "cache"
+_OFFSETS = "offsets"
 SPLITS = {"train": 0, "validation": 1, "test": 2}
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,19 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Histories:
-    """Every user's events, user after user, each user's by (time, order).
+class Impressions:
+    """What was shown to every user, user after user, each user's by (time, order)."""
 
-    Impressions are not read: they belong to ranking rows.
-    """
+    offsets: NDArray[np.int64]
+    """User u has the impressions `offsets[u]` to `offsets[u + 1]`, `(U + 1,)`."""
+    columns: dict[str, NDArray[np.int32]]
+    """`item`, `split`, `history` (events of the user before it), `label_<name>`, and of `time`, `position` (-1 =
+    unknown) and `request` (numbered from 1 for each user, 0 = unknown) those that there are, `(I,)`."""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Every user's events, user after user, each user's by (time, order), and impressions where there are any."""
 
     offsets: NDArray[np.int64]
     """User u has the events `offsets[u]` to `offsets[u + 1]`, `(U + 1,)`."""
@@ -62,6 +71,8 @@ class Histories:
     `event_<name>` `(E, num_codes)`."""
     user: dict[str, NDArray[np.int32]]
     """Codes of the user features by name, `(U, num_codes)`."""
+    impressions: Impressions | None = None
+    """What was shown to the users; None where the dataset does not say."""
 
     @property
     def num_users(self) -> int:
@@ -121,11 +132,13 @@ def read_cache(directory: Path, *, whole: bool = False) -> tuple[Catalogue, Hist
         item_ids=_read_text(cache, "item_ids"),
         display={name.removeprefix("display_"): _read_text(cache, name) for name in sorted(displays)},
     )
+    impressions = load("impression_")
     histories = Histories(
         offsets=_load(cache, "offsets"),
         user_ids=_read_text(cache, "user_ids"),
         columns=load("column_"),
         user=load("user_feature_"),
+        impressions=Impressions(impressions.pop(_OFFSETS), impressions) if impressions else None,
     )
     return catalogue, histories
 
@@ -140,6 +153,9 @@ def _arrays(catalogue: Catalogue, histories: Histories) -> dict[str, NDArray[Any
     arrays |= {f"vector_{name}": array for name, array in catalogue.vectors.items()}
     arrays |= {f"column_{name}": array for name, array in histories.columns.items()}
     arrays |= {f"user_feature_{name}": array for name, array in histories.user.items()}
+    if histories.impressions is not None:
+        shown: dict[str, NDArray[Any]] = {_OFFSETS: histories.impressions.offsets, **histories.impressions.columns}
+        arrays |= {f"impression_{name}": array for name, array in shown.items()}
     return arrays
 
 

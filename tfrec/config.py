@@ -22,7 +22,7 @@ from tfrec.features import FeatureConfig as FeatureConfig
 from tfrec.features import Features
 from tfrec.features import ItemIds as ItemIds
 from tfrec.features import different_options as different_options
-from tfrec.schema import Label, Split
+from tfrec.schema import NAME_PATTERN, Label, Split
 from tfrec.strict import Section as Section
 from tfrec.strict import read_yaml as read_yaml
 from tfrec.strict import suggest as suggest
@@ -112,6 +112,20 @@ class Recipe(Section):
     """Options of the recipe (sizes of the made-up shop, ...)."""
 
 
+class EventImpressions(Section):
+    """Impressions made of events of a target type, for logs that hold none; all earlier events are their history."""
+
+    negatives: int = Field(0, ge=0)
+    """Items drawn for each event, none of them the user's at any time; 0 = none: then `data.labels` tell events apart
+    (rating >= 4)."""
+    popular_share: float = Field(0.5, ge=0, le=1)
+    """Share of them that is drawn by training events; the others are drawn uniformly from the catalogue."""
+    label: str = Field("event", pattern=NAME_PATTERN)
+    """With `negatives` the name of the only label: 1 for events, 0 for what is drawn."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seeds the draws."""
+
+
 class Data(Section):
     """Raw logs in, dataset out."""
 
@@ -127,6 +141,8 @@ class Data(Section):
     """User profiles, one row a user."""
     impressions: Source | None = None
     """What was shown, with what became of it."""
+    impressions_from_events: EventImpressions | None = None
+    """Where the log has no impressions: how events become some."""
     labels: tuple[Label, ...] = ()
     """0/1 labels of events and impressions."""
     target_events: Literal["all"] | tuple[str, ...] = "all"
@@ -156,7 +172,12 @@ class Ranking(Section):
     """What ranking models learn from: impressions. Other models read nothing of it."""
 
     labels: Literal["all"] | tuple[str, ...] = "all"
-    """Labels of impressions that the model predicts."""
+    """Labels of impressions that the model predicts; metrics without a label in their name are of the first."""
+    group: Literal["request", "user"] = "request"
+    """A training row is the impressions of one request (in logs without requests: of one moment), or of one user, whose
+    history is encoded once for many of them: for models that are causal. Evaluation comes out the same."""
+    max_candidates: int = Field(64, ge=1)
+    """Impressions of a row at most; others make another row."""
 
 
 class Training(Section):
@@ -165,7 +186,8 @@ class Training(Section):
     epochs: int = Field(20, ge=1)
     """Passes over the training rows at most."""
     batch_size: int = Field(128, ge=1)
-    """Users a batch on average: batches of short histories hold more, of long ones fewer."""
+    """Users (of ranking models: rows, see `ranking.group`) a batch on average: batches of short histories hold more, of
+    long ones fewer."""
     length_buckets: bool = True
     """Histories of like length make a batch, which saves most of the padding; false = any `batch_size` users, padded to
     the model's history_length, as published code trains."""
@@ -190,10 +212,10 @@ class Training(Section):
     window at a random place an epoch."""
     validate_every_epochs: int = Field(1, ge=1)
     """Epochs between validations."""
-    validation_metric: str = "ndcg@10"
-    """Decides on early stopping and the best weights."""
+    validation_metric: str | None = None
+    """Decides on early stopping and the best weights; None = ndcg@10, of ranking models auc."""
     validation_users: int | None = Field(None, ge=1)
-    """Validation queries at most (a fixed sample); None = all."""
+    """Validation queries (of ranking models: rows) at most, a fixed sample; None = all."""
     patience: int | None = Field(None, ge=1)
     """Validations without improvement before stopping; None = never."""
     mixed_precision: bool = False
@@ -206,7 +228,11 @@ class Training(Section):
     """Also write TensorBoard logs."""
     initialize_from: str | None = None
     """A run whose weights are the start: of the same dataset, or of one that it grew from. New items start like those
-    of like content."""
+    of like content. A ranking model may also start from a run of another model: it takes over the item embeddings and
+    the session enhancement. The run is read when a training begins or goes on, never when a model is loaded."""
+    inherited_learning_rate: float = Field(0.1, gt=0, le=1)
+    """Share of the learning rate for what a ranking model took over from a run of another model, which is not
+    decayed."""
 
 
 class Evaluation(Section):

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfrec import columns
-from tfrec.columns import Catalogue, Histories
+from tfrec.columns import Catalogue, Histories, Impressions
 from tfrec.errors import UserError
 from tfrec.manifest import MANIFEST, fingerprint, verify
 from tfrec.schema import ITEM_ID, Schema
@@ -219,7 +219,8 @@ def _read_histories(dataset: Dataset) -> Histories:
     widths |= {f"label_{label.name}": 1 for label in schema.labels}
     widths |= {f"event_{feature.name}": feature.num_codes for feature in schema.side("event")}
     users = {f"user_{feature.name}": feature for feature in schema.side("user")}
-    read = _read_records(dataset, "histories", [*widths, *users], [], ["user_id"])
+    shown = _impression_columns(schema)
+    read = _read_records(dataset, "histories", [*widths, *users, *shown.values()], [], ["user_id"])
     lengths = read["item"][1]
     read_columns = {}
     for name, width in widths.items():
@@ -234,7 +235,30 @@ def _read_histories(dataset: Dataset) -> Histories:
         user_ids=_strings(read, "user_id", len(lengths)),
         columns=read_columns,
         user={feature.name: _matrix(read, name, feature.num_codes, folder) for name, feature in users.items()},
+        impressions=_impressions(read, shown, folder) if shown else None,
     )
+
+
+def _impression_columns(schema: Schema) -> dict[str, str]:
+    """The columns of impressions, and the keys of the records that hold them."""
+    if schema.impressions is None:
+        return {}
+    names = ["item", "split", "history", *(f"label_{label}" for label in schema.impressions.labels)]
+    there = {
+        "time": schema.has_time,
+        "position": schema.impressions.has_positions,
+        "request": schema.impressions.has_requests,
+    }
+    return {name: f"impression_{name}" for name in [*names, *(name for name, has in there.items() if has)]}
+
+
+def _impressions(read: "Read", keys: Mapping[str, str], folder: Path) -> Impressions:
+    lengths = read[keys["item"]][1]
+    for key in keys.values():
+        if not np.array_equal(read[key][1], lengths):
+            raise UserError(f"{folder}: `{key}` has not 1 value an impression; {_AGAIN}")
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Impressions(offsets, {name: read[key][0] for name, key in keys.items()})
 
 
 def _optional_columns(schema: Schema) -> dict[str, bool]:

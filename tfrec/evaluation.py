@@ -6,79 +6,37 @@ history is answered by training popularity. An unknown target is a miss, and cou
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
-from tfrec.columns import Catalogue
+from tfrec.candidates import CandidateBatches
+from tfrec.click_metrics import NAMES
 from tfrec.config import Config
 from tfrec.data import Batch, Batches, Dataset
 from tfrec.errors import UsageError, UserError
 from tfrec.manifest import write_json
-from tfrec.metrics import Difference, bootstrap_interval, mrr, ndcg_at_k, paired_bootstrap, recall_at_k
+from tfrec.metrics import Difference, bootstrap_interval, paired_bootstrap
+from tfrec.models import is_ranking, resolve
+from tfrec.models.shells import RankingModel
+from tfrec.ranks import Ranks, encode_catalogue, encode_users, item_columns, products, rank_queries
 from tfrec.runs import Run
 from tfrec.schema import Schema
-from tfrec.transforms import FIRST_VALUE, UNKNOWN, write_arrays
+from tfrec.scores import Scores, judge, score_candidates, scores_file
+from tfrec.transforms import FIRST_VALUE, UNKNOWN
 
 Array = NDArray[Any]
 
 EVALUATION = "evaluation.json"
 
-_ITEMS_AT_ONCE = 8192
-_SCORES_AT_ONCE = 1 << 24  # float32 scores of a block of queries: 64 MiB
-_LEAST_ROWS = 2
-_COLUMNS = 64
 _SEED = 0
 _COLD_BELOW = (1, 5)
 _DECILES = 10
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Where each query's target stands among all candidates; queries by user, then by place in the history."""
-
-    user: NDArray[np.int32]
-    """Row of the user in the histories, `(Q,)`."""
-    place: NDArray[np.int32]
-    """Number of events before the query, `(Q,)`."""
-    target: NDArray[np.int32]
-    """Item, `(Q,)`; 1 = unknown."""
-    better: NDArray[np.int32]
-    """Candidates with a higher score, `(Q,)`."""
-    equal: NDArray[np.int32]
-    """Other candidates with the same score, `(Q,)`."""
-
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        """Queries whose target is in the catalogue, `(Q,)`."""
-        known: NDArray[np.bool_] = self.target >= FIRST_VALUE
-        return known
-
-    def values(self, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Each metric of each query, `(Q,)`; an unknown target is a miss."""
-        values = {f"recall@{k}": recall_at_k(self.better, self.equal, k) for k in ks}
-        values |= {f"ndcg@{k}": ndcg_at_k(self.better, self.equal, k) for k in ks}
-        values["mrr"] = mrr(self.better, self.equal)
-        return {name: value * self.known for name, value in values.items()}
-
-    def metrics(self, ks: Sequence[int]) -> dict[str, float]:
-        """The mean of each metric."""
-        return {name: float(value.mean()) for name, value in self.values(ks).items()}
-
-    def write(self, path: Path) -> None:
-        """Writes an .npz that `read` reads."""
-        write_arrays(path, dict(vars(self)))
-
-    @classmethod
-    def read(cls, path: Path) -> "Ranks":
-        """Reads what `write` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(**dict(file))
+_CUT_OFF = r"(?:recall|ndcg)@([1-9][0-9]*)"
 
 
 @dataclass(frozen=True)
@@ -89,22 +47,26 @@ class Evaluation:
     metrics: dict[str, float]
     confidence_intervals: dict[str, tuple[float, float]]
     slices: dict[str, Any]
-    ranks: Ranks
+    answers: Ranks | Scores
+    """Query by query, of a retrieval or a ranking run."""
+    calibration: dict[str, Any] | None = None
+    """Of a ranking run, by label."""
 
     def document(self) -> dict[str, Any]:
         """What is written."""
-        names = ("protocol", "metrics", "confidence_intervals", "slices")
-        return {name: getattr(self, name) for name in names}
+        names = ("protocol", "metrics", "confidence_intervals", "calibration", "slices")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def write(self, directory: Path) -> None:
-        """Writes `evaluation.json` (`evaluation_validation.json`), and the ranks, so that runs can be compared."""
+        """Writes `evaluation.json` (`evaluation_validation.json`), and the answers, so that runs can be compared."""
         split = self.protocol["split"]
-        self.ranks.write(ranks_file(Path(directory), split))
+        path = ranks_file if isinstance(self.answers, Ranks) else scores_file
+        self.answers.write(path(Path(directory), split))
         write_json(evaluation_file(Path(directory), split), self.document())
 
 
 def evaluate(run: Run, split: Literal["test", "validation"] = "test") -> Evaluation:
-    """Ranks every query of a split over the full catalogue.
+    """Ranks every query of a split over the full catalogue; of a ranking run judges its impressions.
 
     Args:
         run: the run, as `tfrec.load_run` gives it.
@@ -113,6 +75,8 @@ def evaluate(run: Run, split: Literal["test", "validation"] = "test") -> Evaluat
     Raises:
         UserError: the split has no queries, or seen items cannot be filtered because users repeat them.
     """
+    if isinstance(run.model, RankingModel):
+        return _evaluate_ranking(run, split)
     settings, dataset = run.config.evaluation, run.dataset
     check_filter_seen(dataset, filter_seen=settings.filter_seen)
     queries = Batches(
@@ -133,37 +97,87 @@ def evaluate(run: Run, split: Literal["test", "validation"] = "test") -> Evaluat
         np.stack(list(values.values()), axis=1), ranks.user, samples=settings.bootstrap_samples, seed=_SEED
     )
     protocol = {
-        "split": split,
-        "queries": len(ranks.user),
-        "users": len(np.unique(ranks.user)),
+        **_protocol(run, split, ranks.user),
+        "task": "retrieval",
         "unknown_targets": int((~ranks.known).sum()),
         "empty_histories": int((ranks.place == 0).sum()),
         "candidates": len(catalogue.candidates),
         "ks": ks,
         "filter_seen": settings.filter_seen,
         "ties": "expectation",
-        "history_length": run.model.history_length,
         "request_time": run.config.features.request_time,
-        "confidence_intervals": f"95 %, bootstrap over users, {settings.bootstrap_samples} samples",
-        "bootstrap_samples": settings.bootstrap_samples,
-        "model": run.config.model.get("name"),
-        "dataset": dataset.fingerprint,
     }
     return Evaluation(
         protocol=protocol,
         metrics={name: float(value.mean()) for name, value in values.items()},
         confidence_intervals={name: (low, high) for name, (low, high) in zip(values, intervals, strict=True)},
         slices=_slices(ranks, values, catalogue.train_count),
-        ranks=ranks,
+        answers=ranks,
     )
+
+
+def _evaluate_ranking(run: Run, split: Literal["test", "validation"]) -> Evaluation:
+    histories, settings = run.dataset.histories(), run.config.evaluation
+    batches = CandidateBatches(
+        run.schema,
+        histories,
+        split,
+        history_length=run.model.history_length,
+        batch_size=settings.batch_size,
+        group=run.config.ranking.group,
+        max_candidates=run.config.ranking.max_candidates,
+    )
+    if not len(batches):
+        raise UserError(f"{run.dataset.directory}: no {split} impressions; look at `data.split`.")
+    scores = score_candidates(run.model, batches)
+    protocol = {
+        **_protocol(run, split, scores.user),
+        "task": "ranking",
+        "labels": list(run.model.labels),
+        "unknown_candidates": int((scores.item < FIRST_VALUE).sum()),
+        "empty_histories": int((scores.place == 0).sum()),
+        "position": "the first",
+    }
+    judged = judge(scores, run.schema, histories, samples=settings.bootstrap_samples, seed=_SEED)
+    return Evaluation(protocol=protocol, answers=scores, **judged)
+
+
+def _protocol(run: Run, split: str, user: NDArray[np.int32]) -> dict[str, Any]:
+    """What both kinds of evaluation say of themselves."""
+    samples = run.config.evaluation.bootstrap_samples
+    return {
+        "split": split,
+        "queries": len(user),
+        "users": len(np.unique(user)),
+        "history_length": run.model.history_length,
+        "confidence_intervals": f"95 %, bootstrap over users, {samples} samples",
+        "bootstrap_samples": samples,
+        "model": run.config.model.get("name"),
+        "dataset": run.dataset.fingerprint,
+    }
+
+
+def deciding_metric(config: Config) -> str:
+    """The metric that decides on early stopping and the best weights: `training.validation_metric`.
+
+    Raises:
+        UsageError: one that the model's kind does not have.
+    """
+    ranking = is_ranking(resolve(config.model.get("name")))
+    name = config.training.validation_metric or ("auc" if ranking else "ndcg@10")
+    if ranking and not name.startswith(NAMES):
+        raise UsageError(
+            f"`training.validation_metric`: must be {', '.join(NAMES)}, or one of them with _ and a further label "
+            f"behind it, for a ranking model. Received: {name!r}."
+        )
+    if not ranking and name != "mrr" and not re.fullmatch(_CUT_OFF, name):
+        raise UsageError(f"`training.validation_metric`: must be recall@k, ndcg@k or mrr. Received: {name!r}.")
+    return name
 
 
 def cut_offs(config: Config) -> list[int]:
     """The cut-offs that are measured: those of the evaluation and the one that decides in training."""
-    name = config.training.validation_metric
-    found = re.fullmatch(r"(?:recall|ndcg)@([1-9][0-9]*)", name)
-    if found is None and name != "mrr":
-        raise UsageError(f"`training.validation_metric`: must be recall@k, ndcg@k or mrr. Received: {name!r}.")
+    found = re.fullmatch(_CUT_OFF, deciding_metric(config))
     return sorted({*config.evaluation.ks, *([int(found[1])] if found else [])})
 
 
@@ -184,70 +198,6 @@ def check_filter_seen(dataset: Dataset, *, filter_seen: bool) -> None:
             f"{dataset.directory}: users repeat items, so seen items cannot be filtered without giving the target "
             "away; set `evaluation.filter_seen: false`, or `data.repeats: first` and run `tfrec preprocess` again."
         )
-
-
-def rank_queries(model: Any, catalogue: Catalogue, batches: Iterable[Batch], *, filter_seen: bool) -> Ranks:
-    """Where the target of each query stands among all items.
-
-    Args:
-        model: with `encode_users(batch)` and `encode_items(items)`, whose dot product is the score.
-        catalogue: the items.
-        batches: of queries, as `tfrec.data.batches` gives them.
-        filter_seen: items of a query's history are no candidates, the target excepted.
-    """
-    items = encode_catalogue(model, len(catalogue.train_count))
-    columns = _columns(items)
-    popularity = catalogue.train_count[FIRST_VALUE:].astype(np.float32)
-    retired = np.flatnonzero(catalogue.retired[FIRST_VALUE:])
-    rows_at_once = max(_SCORES_AT_ONCE // len(items), 1)
-    parts: dict[str, list[Array]] = {name: [] for name in ("user", "place", "target", "better", "equal")}
-    most_rows = 0
-    for batch in batches:
-        most_rows = max(most_rows, len(batch["item"]))
-        users = _encode_users(model, batch, most_rows)
-        seen = batch["seen"] if filter_seen else np.zeros((len(users), 0), np.int32)
-        for start in range(0, len(users), rows_at_once):
-            part = slice(start, start + rows_at_once)
-            scores = _products(users[part], columns)[:, : len(items)]
-            scores[~batch["item"][part].any(axis=1)] = popularity
-            scores[:, retired] = -np.inf
-            better, equal = count_better(scores, batch["target"][part], seen[part])
-            parts["better"].append(better)
-            parts["equal"].append(equal)
-        parts["user"].append(batch["user"])
-        parts["place"].append((batch["seen"] != 0).sum(axis=1))
-        parts["target"].append(batch["target"])
-    found = {name: np.concatenate(arrays or [np.zeros(0)]).astype(np.int32) for name, arrays in parts.items()}
-    order = np.lexsort((found["place"], found["user"]))  # batches are bucketed by length, which no run need share
-    return Ranks(**{name: array[order] for name, array in found.items()})
-
-
-def count_better(scores: Array, target: Array, seen: Array) -> tuple[Array, Array]:
-    """How many candidates stand before each target, and how many others beside it, each `(B,)`.
-
-    Args:
-        scores: `(B, V - 2)`. Of all real items, item 2 first; changed in place. NaN stands before everything.
-        target: `(B,)`. Items; those below 2 have no place and get arbitrary numbers.
-        seen: `(B, S)`. Items that are no candidates, padded with 0; the target stays one.
-    """
-    rows = np.arange(len(scores))
-    column = np.maximum(target - FIRST_VALUE, 0)
-    own = scores[rows, column].copy()
-    seen_row, seen_column = np.nonzero(seen >= FIRST_VALUE)
-    scores[seen_row, seen[seen_row, seen_column] - FIRST_VALUE] = -np.inf
-    scores[rows, column] = own
-    not_better = np.count_nonzero(scores <= own[:, None], axis=1)
-    equal = np.count_nonzero(scores == own[:, None], axis=1) - 1
-    return scores.shape[1] - not_better, np.maximum(equal, 0)
-
-
-def encode_catalogue(model: Any, num_items: int) -> NDArray[np.float32]:
-    """The vectors of all real items, item 2 first, `(num_items - 2, D)`."""
-    ids = np.arange(FIRST_VALUE, num_items, dtype=np.int32)
-    at_once = min(_ITEMS_AT_ONCE, len(ids))
-    padded = np.concatenate([ids, np.zeros(-len(ids) % at_once, np.int32)]).reshape(-1, at_once)
-    vectors = [ops.convert_to_numpy(model.encode_items(chunk)) for chunk in padded]
-    return np.concatenate(vectors)[: len(ids)].astype(np.float32)
 
 
 def recommend(
@@ -284,8 +234,8 @@ def recommend(
         code_of = {item_id: code for code, item_id in enumerate(catalogue.item_ids) if item_id}
         seen = np.array([code_of.get(item_id, UNKNOWN) for item_id in history], np.int32)
         batch = _request(run.schema, seen, times, event_types, request_time, run.model.history_length)
-        user = _encode_users(run.model, batch, 1)
-        scores = _products(user, _columns(encode_catalogue(run.model, len(catalogue.train_count))))[0]
+        user = encode_users(run.model, batch, 1)
+        scores = products(user, item_columns(encode_catalogue(run.model, len(catalogue.train_count))))[0]
     candidates = catalogue.candidates
     if run.config.evaluation.filter_seen:
         candidates = np.setdiff1d(candidates, seen)
@@ -318,30 +268,6 @@ def compare(first: Path, second: Path, split: str = "test") -> dict[str, Differe
     samples = protocols[0]["bootstrap_samples"]
     found = paired_bootstrap(left, right, ranks[0].user, samples=samples, seed=_SEED)
     return dict(zip(values[0], found, strict=True))
-
-
-def _encode_users(model: Any, batch: Batch, rows: int) -> NDArray[np.float32]:
-    """The users' vectors `(B, D)`; the model sees at least `rows` rows, since a new shape is a new compilation."""
-    count = len(batch["item"])
-    missing = max(rows - count, 0)
-    known = {name: values for name, values in batch.items() if name not in ("seen", "target", "user")}
-    padded = {
-        name: np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) if missing else values
-        for name, values in known.items()
-    }
-    return ops.convert_to_numpy(model.encode_users(padded))[:count].astype(np.float32)
-
-
-def _columns(items: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The vectors as columns `(D, V')` of a product, zeros behind them: BLAS rounds the last few columns otherwise."""
-    return np.pad(items, [(0, -len(items) % _COLUMNS), (0, 0)]).T
-
-
-def _products(users: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores `(B, V')`; equal items have equal ones, also for a single user, whom BLAS would multiply otherwise."""
-    padded = np.pad(users, [(0, max(_LEAST_ROWS - len(users), 0)), (0, 0)])
-    scores: NDArray[np.float32] = (padded @ columns)[: len(users)]
-    return scores
 
 
 def _slices(ranks: Ranks, values: Mapping[str, NDArray[np.float64]], train_count: NDArray[np.int64]) -> dict[str, Any]:
@@ -470,12 +396,10 @@ __all__ = [
     "Ranks",
     "check_filter_seen",
     "compare",
-    "count_better",
     "cut_offs",
-    "encode_catalogue",
+    "deciding_metric",
     "evaluate",
     "evaluation_file",
-    "rank_queries",
     "ranks_file",
     "read_evaluation",
     "recommend",

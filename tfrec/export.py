@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from tfrec import parity, publishing
 from tfrec.errors import UserError, writing
-from tfrec.evaluation import encode_catalogue
 from tfrec.index import build_search
 from tfrec.manifest import published_together, sha256_of, verify, write_manifest
 from tfrec.models.shells import RankingModel, RetrievalModel
 from tfrec.ranking_export import RankingVersion
+from tfrec.ranks import encode_catalogue
 from tfrec.runs import RUN, Run, read_record
 from tfrec.schema import SCHEMA
 from tfrec.signatures import RetrievalSignatures

@@ -3,6 +3,9 @@
 Ids never move when a dataset grows, so every row of an embedding table that was trained means what it meant. New rows
 start where they say the least: a new value at the mean of the old values' rows; a new item at the mean of the rows of
 the old items whose content is most like its own, weighted by how like they are.
+
+A ranking model can also start from a run of another model: it takes over the item embeddings and, where it has one, the
+session enhancement, found by the names of these layers wherever they are nested.
 """
 
 from collections.abc import Mapping
@@ -19,22 +22,28 @@ from tfrec.config import CONFIG, Config, load
 from tfrec.data import Dataset
 from tfrec.errors import UserError
 from tfrec.models import build
+from tfrec.models.shells import RankingModel
 from tfrec.runs import WEIGHTS, check_weights, load_weights, read_record
 from tfrec.schema import ITEM_ID, Schema
 from tfrec.transforms import FIRST_VALUE, Quantizer, Vocabulary
 
 _LINEAGE = "lineage"
+_SESSIONS = "session_enhancement"
+_INHERITED = {"embedder": "embedder", "frozen_embedder": "embedder", _SESSIONS: _SESSIONS}  # layer -> what it starts as
 _NEIGHBOURS = 10
 _ROWS_AT_ONCE = 256
 
 Rows = NDArray[np.float32]
 
 
-def initialize(model: keras.Model, config: Config, dataset: Dataset, source: Path) -> None:
+def initialize(model: keras.Model, config: Config, dataset: Dataset, source: Path) -> list[keras.Variable]:
     """Assigns the weights of a finished run to a model with fresh weights.
 
     Weights of features that were fitted anew since stay fresh, since their codes mean something else; so do the rows
     of items that were forgotten.
+
+    Returns:
+        The weights that a ranking model took over from another model; none where the whole model goes on.
 
     Raises:
         UserError: no finished run, one of another model or of a dataset that this one did not grow from, or weights
@@ -44,22 +53,67 @@ def initialize(model: keras.Model, config: Config, dataset: Dataset, source: Pat
     check_weights(source, record)
     there = load(source / CONFIG)
     name, other = config.model.get("name"), there.model.get("name")
-    if other != name:
+    if other != name and not isinstance(model, RankingModel):
         raise UserError(f"`training.initialize_from`: {source} is a run of {other}, this is one of {name}.")
     refitted = _refitted(dataset, record["dataset"], source)
     schema = Schema.read(source)
-    old_model = build(schema, there.model, there.objective, request_time=there.features.request_time)
+    old_model = build(
+        schema,
+        there.model,
+        there.objective,
+        request_time=there.features.request_time,
+        labels=there.ranking.labels,
+    )
     load_weights(old_model, source / WEIGHTS)
     old, new = _variables(old_model), _variables(model)
     fresh = {key for key in new if _table_of(key) in refitted}
     growing = _growing_tables(schema, dataset.schema)
-    _compare(old, new, growing, fresh, source)
-    for key in new.keys() - fresh:
-        trained = ops.convert_to_numpy(old[key])
+    if other == name:
+        _compare(old, new, growing, fresh, source)
+        pairs = {key: key for key in new.keys() - fresh}
+    else:
+        pairs = _shared(old, new, growing, fresh, f"{source}, a run of {other},")
+    for key, given in pairs.items():
+        trained = ops.convert_to_numpy(old[given])
         table = _table_of(key)
         if table in growing:
             trained = _grown(trained, ops.convert_to_numpy(new[key]), table, dataset)
         new[key].assign(trained)
+    return [] if other == name else [new[key] for key in pairs if new[key].trainable]
+
+
+def _shared(
+    old: Mapping[str, Any], new: Mapping[str, Any], growing: set[str], fresh: set[str], source: str
+) -> dict[str, str]:
+    """Of each weight of a ranking model that another model has too, by the names of their layers, the other's key."""
+    given = {part: key for key in old if (part := _inherited_part(key)) is not None}
+    wanted = {key: part for key in sorted(new) if (part := _inherited_part(key)) is not None}
+    if not any(_table_of(key) == ITEM_ID for key in wanted):
+        raise UserError("`training.initialize_from`: this model has no layer `embedder` of item embeddings to start.")
+    pairs = {}
+    for key, part in wanted.items():
+        needed = _table_of(key) == ITEM_ID or part.startswith(_SESSIONS)
+        if key in fresh or (part not in given and not needed):
+            continue
+        if part not in given:
+            raise UserError(f"`training.initialize_from`: {source} has nothing for `{part}`, which this model has.")
+        there, here = tuple(old[given[part]].shape), tuple(new[key].shape)
+        if there != here and not (_table_of(key) in growing and there[1:] == here[1:] and there <= here):
+            raise UserError(
+                f"`training.initialize_from`: {source} has {there} for `{part}`, this model {here}; give both the same "
+                "sizes under `model:`."
+            )
+        pairs[key] = given[part]
+    return pairs
+
+
+def _inherited_part(key: str) -> str | None:
+    """A weight's path from the layer on that a ranking model takes over; None for other weights."""
+    layers = key.split("/")
+    for name, known_as in _INHERITED.items():
+        if name in layers:
+            return "/".join([known_as, *layers[layers.index(name) + 1 :]])
+    return None
 
 
 def _refitted(dataset: Dataset, trained_on: str, source: Path) -> set[str]:

@@ -10,6 +10,7 @@ array([1. , 1. , 0. , 0.5])
 array([1.    , 0.4167])
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 _SAMPLES_AT_ONCE = 32
+_SMALLER_IS_BETTER = ("log_loss", "normalised_entropy", "calibration_error")
 
 
 class Interval(NamedTuple):
@@ -67,6 +69,15 @@ def mrr(better: Array, equal: Array) -> NDArray[np.float64]:
     """
     longest = int(np.max(better + equal, initial=0)) + 1
     return _expected_gain(1 / np.arange(1, longest + 1), better, equal)
+
+
+def larger_is_better(name: str) -> bool:
+    """Whether more of a metric is better; a label may stand behind it, as in `log_loss_click`.
+
+    Args:
+        name: str. Of a metric.
+    """
+    return not name.startswith(_SMALLER_IS_BETTER)
 
 
 def bootstrap_interval(values: Array, users: Array, *, samples: int, seed: int) -> list[Interval]:
@@ -131,18 +142,28 @@ def _expected_gain(gain: Array, better: Array, equal: Array) -> NDArray[np.float
     return (total[last] - total[np.minimum(better, len(gain))]) / (np.asarray(equal) + 1)
 
 
+def user_weights(users: Array, *, samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each user is drawn in each resample, `(S, U)`, some samples at a time, users by rising number.
+
+    Args:
+        users: `(Q,)` int. The user of each query.
+        samples: int. Resamples.
+        seed: int. Of the resampling.
+    """
+    count = len(np.unique(users))
+    rng = np.random.default_rng(seed)
+    for start in range(0, samples, _SAMPLES_AT_ONCE):
+        drawn = rng.integers(0, count, (min(_SAMPLES_AT_ONCE, samples - start), count))
+        yield np.stack([np.bincount(one, minlength=count) for one in drawn]).astype(np.float64)
+
+
 def _resampled_means(values: Array, users: Array, samples: int, seed: int) -> NDArray[np.float64]:
     """The means `(samples, M)` over queries, each of as many users as there are, drawn with replacement."""
     _, row = np.unique(users, return_inverse=True)
     count = np.bincount(row)
     sums = np.stack([np.bincount(row, weights=column) for column in np.asarray(values, np.float64).T], axis=1)
-    rng = np.random.default_rng(seed)
-    means = []
-    for start in range(0, samples, _SAMPLES_AT_ONCE):
-        drawn = rng.integers(0, len(count), (min(_SAMPLES_AT_ONCE, samples - start), len(count)))
-        weight = np.stack([np.bincount(one, minlength=len(count)) for one in drawn]).astype(np.float64)
-        means.append(weight @ sums / (weight @ count)[:, None])
-    return np.concatenate(means)
+    weights = user_weights(users, samples=samples, seed=seed)
+    return np.concatenate([weight @ sums / (weight @ count)[:, None] for weight in weights])
 
 
 __all__ = [
@@ -150,8 +171,10 @@ __all__ = [
     "Interval",
     "bootstrap_interval",
     "effective_rank",
+    "larger_is_better",
     "mrr",
     "ndcg_at_k",
     "paired_bootstrap",
     "recall_at_k",
+    "user_weights",
 ]

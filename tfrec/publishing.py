@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tfrec.columns import Catalogue
 from tfrec.config import suggest
 from tfrec.errors import UserError
-from tfrec.evaluation import EVALUATION, compare, ranks_file, read_evaluation
+from tfrec.evaluation import EVALUATION, compare, deciding_metric, ranks_file, read_evaluation
 from tfrec.parity import raw_values
 from tfrec.runs import Run
 from tfrec.schema import ITEM_ID, Schema
@@ -192,7 +192,7 @@ def refuse_worse(run: Run, served: Path) -> None:
             "change; publish it under another name."
         )
     differences = compare(run.directory, version / EXTRA)
-    metric = run.config.training.validation_metric
+    metric = deciding_metric(run.config)
     if metric not in differences:
         raise UserError(
             f"`training.validation_metric`: {metric} is not evaluated; {suggest(metric, list(differences))}"

@@ -8,7 +8,7 @@ the same bits as if it had never stopped.
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from keras import ops
 from tfrec import checkpoints
 from tfrec.callbacks import Display, Interruption, StepWatch
 from tfrec.checkpoints import Progress
-from tfrec.config import CONFIG, Config, load
-from tfrec.data import Batch, Batches, Dataset, prefetch, tf_dataset
-from tfrec.errors import UserError, writing
-from tfrec.evaluation import check_filter_seen, cut_offs, rank_queries
+from tfrec.config import CONFIG, Config, load, suggest
+from tfrec.data import Batch, Dataset, prefetch, tf_dataset
+from tfrec.errors import UsageError, UserError, writing
+from tfrec.evaluation import deciding_metric
 from tfrec.initialization import initialize
-from tfrec.metrics import effective_rank
+from tfrec.metrics import effective_rank, larger_is_better
 from tfrec.optimizers import exclude_from_decay, make_optimizer
 from tfrec.runs import (
     RUN,
@@ -40,7 +40,9 @@ from tfrec.runs import (
     start_run,
     write_config,
 )
+from tfrec.tasks import task_of
 from tfrec.transforms import FIRST_VALUE
+from tfrec.windows import PlannedBatches
 
 _log = logging.getLogger(__name__)
 _TRAINED_BY = ("data", "histories", "features", "ranking", "model", "objective", "training")
@@ -73,7 +75,7 @@ def train(config: Config, out: str | Path, *, progress: bool = True) -> Path:
             training was interrupted (the message says how to go on).
     """
     directory = Path(out)
-    cut_offs(config)
+    deciding_metric(config)
     dataset = Dataset.open(config.data.out)
     display = Display(shown=progress, epochs=config.training.epochs, batch_size=config.training.batch_size)
     if _is_finished(directory, config, dataset):
@@ -83,19 +85,23 @@ def train(config: Config, out: str | Path, *, progress: bool = True) -> Path:
     with writing(directory), _precision(config.training.mixed_precision):
         keras.utils.set_random_seed(config.training.seed)
         model = build_model(config, dataset)
+        inherited: list[keras.Variable] = []
         if config.training.initialize_from is not None:
-            initialize(model, config, dataset, Path(config.training.initialize_from))
+            inherited = initialize(model, config, dataset, Path(config.training.initialize_from))
+        if hasattr(model, "scorer") and hasattr(model.scorer, "begin"):
+            model.scorer.begin()
         start_run(directory, config, dataset)
         run = Run(directory, config, dataset.schema, dataset, model)
-        _Training(run, display).to_the_end()
+        _Training(run, display, inherited).to_the_end()
     return directory
 
 
 class _Training:
     """One training on its way; `to_the_end` is all there is to call."""
 
-    def __init__(self, run: Run, display: Display) -> None:
+    def __init__(self, run: Run, display: Display, inherited: Sequence[keras.Variable] = ()) -> None:
         self.run = run
+        self.inherited = inherited
         self.settings = run.config.training
         self.model = run.model
         self.display = display
@@ -103,20 +109,9 @@ class _Training:
         self.progress = Progress()
         self.metrics: list[Any] | None = None  # of an epoch that is gone on with
         self.warned: set[str] = set()  # what was wrong in the epoch before too is not said again
-        self.queries = Batches(
-            run.schema,
-            run.dataset.histories(),
-            "validation",
-            history_length=self.model.history_length,
-            batch_size=run.config.evaluation.batch_size,
-            seed=self.settings.seed,
-            request_time=run.config.features.request_time,
-            max_queries=self.settings.validation_users,
-        )
-        self.ks = cut_offs(run.config)
-        if len(self.queries):
-            check_filter_seen(run.dataset, filter_seen=run.config.evaluation.filter_seen)
-        else:
+        self.metric = deciding_metric(run.config)
+        self.task = task_of(run)
+        if not len(self.task.queries):
             _log.warning("%s has no validation events: the last weights are saved.", run.dataset.directory)
         self.tensorboard = self._tensorboard()
 
@@ -133,15 +128,13 @@ class _Training:
         self._finish()
 
     def _compile(self) -> None:
-        steps = len(self._batches_of(0))
+        steps = len(self.task.batches(0))
         if not steps:
-            raise UserError(
-                f"{self.run.dataset.directory}: no user has two training events of which a later one is a target, "
-                "so there is nothing to train on; look at `data.filters`, `data.split` and `data.target_events`."
-            )
+            raise UserError(f"{self.run.dataset.directory}: {self.task.nothing}")
         optimizer = make_optimizer(self.settings, steps * self.settings.epochs)
-        exclude_from_decay(optimizer, self.model)
+        exclude_from_decay(optimizer, self.model, self.inherited)
         optimizer.build(self.model.trainable_variables)
+        optimizer.slow_down(self.inherited, self.settings.inherited_learning_rate)
         jit = self.settings.jit_compile
         self.model.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax" if jit == "auto" else jit)
 
@@ -155,7 +148,7 @@ class _Training:
         self.display.line(f"Going on at step {restored.step:,} (epoch {restored.epoch + 1}).")
 
     def _epoch(self) -> None:
-        progress, batches = self.progress, self._batches_of(self.progress.epoch)
+        progress, batches = self.progress, self.task.batches(self.progress.epoch)
         watch = StepWatch(
             self.model,
             self.interruption,
@@ -185,7 +178,7 @@ class _Training:
                 f"{self.run.directory}: interrupted at step {progress.step:,}; run the same command again to go on."
             )
 
-    def _fit(self, batches: Batches, watch: StepWatch) -> dict[str, float]:
+    def _fit(self, batches: PlannedBatches, watch: StepWatch) -> dict[str, float]:
         epoch, first = self.progress.epoch, self.progress.batch
         seed, objective = self.settings.seed, self.model.objective
 
@@ -227,8 +220,8 @@ class _Training:
         progress = self.progress
         entry: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, **logs}
         due = progress.epoch % self.settings.validate_every_epochs == 0 or progress.epoch == self.settings.epochs
-        if due and len(self.queries):
-            entry["validation"] = self._validate()
+        if due and len(self.task.queries):
+            entry["validation"] = self.task.validate()
             self._keep_best(entry["validation"])
         if due and self.model.trainable_variables:
             entry["effective_rank"] = self._effective_rank()
@@ -240,25 +233,23 @@ class _Training:
         self.warned = set(found)
         return entry
 
-    def _validate(self) -> dict[str, float]:
-        ranks = rank_queries(
-            self.model,
-            self.run.dataset.catalogue(),
-            self.queries,
-            filter_seen=self.run.config.evaluation.filter_seen,
-        )
-        return ranks.metrics(self.ks)
-
     def _keep_best(self, validation: dict[str, float]) -> None:
-        progress, name = self.progress, self.settings.validation_metric
-        if progress.best is None or validation[name] > progress.best:
-            progress.best, progress.best_epoch, progress.stale = validation[name], progress.epoch, 0
+        progress, value = self.progress, self._deciding(validation)
+        if progress.best is None or (
+            (value > progress.best) == larger_is_better(self.metric) and value != progress.best
+        ):
+            progress.best, progress.best_epoch, progress.stale = value, progress.epoch, 0
             if self.model.trainable_variables:
                 best = checkpoints.best_weights(self.run.directory, progress.epoch)
                 best.parent.mkdir(exist_ok=True)
                 save_weights(self.model, best)
         else:
             progress.stale += 1
+
+    def _deciding(self, validation: dict[str, float]) -> float:
+        if self.metric not in validation:
+            raise UsageError(f"`training.validation_metric`: not measured; {suggest(self.metric, list(validation))}")
+        return validation[self.metric]
 
     def _is_stale(self) -> bool:
         return self.settings.patience is not None and self.progress.stale >= self.settings.patience
@@ -299,7 +290,7 @@ class _Training:
         (logs / METRICS).write_text("".join(lines), encoding="utf-8")
 
     def _announce(self, entry: dict[str, Any]) -> None:
-        name = self.settings.validation_metric
+        name = self.metric
         parts = [f"epoch {entry['epoch']}/{self.settings.epochs}", f"loss {entry['loss']:.4f}"]
         if "validation" in entry:
             best = " (best)" if self.progress.best_epoch == entry["epoch"] else ""
@@ -316,19 +307,6 @@ class _Training:
         callback = keras.callbacks.TensorBoard(self.run.directory / LOGS / "tensorboard", write_graph=False)
         callback.set_model(self.model)
         return callback
-
-    def _batches_of(self, epoch: int) -> Batches:
-        return Batches(
-            self.run.schema,
-            self.run.dataset.histories(),
-            "train",
-            history_length=self.model.history_length,
-            batch_size=self.settings.batch_size,
-            windows=self.settings.windows,
-            length_buckets=self.settings.length_buckets,
-            seed=self.settings.seed,
-            epoch=epoch,
-        )
 
 
 def silent_failures(entry: dict[str, Any], embedding_dim: int) -> dict[str, str]:

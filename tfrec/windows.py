@@ -14,7 +14,7 @@ long ones, `batch_size` on average. So steps take equally long, and a position w
 length of its window.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -51,17 +51,88 @@ class Rows:
         return Rows(self.user[rows], self.start[rows], self.stop[rows])
 
 
-def bucket_lengths(history_length: int) -> list[int]:
-    """The widths that batches come in: 8, 16, 32, ... and history_length itself."""
+def bucket_lengths(longest: int, *, shortest: int = _SHORTEST_BUCKET) -> list[int]:
+    """The widths that batches come in: 8, 16, 32, ... (from `shortest` on) and the longest itself."""
     lengths = []
-    length = _SHORTEST_BUCKET
-    while length < history_length:
-        lengths.append(length)
-        length *= 2
-    return [*lengths, history_length]
+    while shortest < longest:
+        lengths.append(shortest)
+        shortest *= 2
+    return [*lengths, longest]
 
 
-class Batches:
+class PlannedBatches:
+    """Batches by index: each holds rows of like length.
+
+    Args:
+        lengths: `(R,)` int. Events of each row.
+        widths: ascending. Events of batches; a row belongs to the narrowest that holds it.
+        batch_size: rows a batch.
+        even: batches of all widths have about as many positions, and `batch_size` rows on average.
+        shuffle: mixes rows and batches; None = rows keep their order within a width.
+    """
+
+    def __init__(
+        self,
+        lengths: Integers,
+        widths: Sequence[int],
+        batch_size: int,
+        *,
+        even: bool,
+        shuffle: np.random.Generator | None = None,
+    ) -> None:
+        order = np.arange(len(lengths))
+        if shuffle is not None:
+            shuffle.shuffle(order)
+        sizes = _even_sizes(lengths, widths, batch_size) if even else [batch_size] * len(widths)
+        self._plan = _plan(lengths, widths, sizes, order)
+        if shuffle is not None:
+            shuffle.shuffle(self._plan)
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Batch:
+        """The batch at that place of the epoch."""
+        raise NotImplementedError
+
+    def one_of_each_shape(self) -> list[int]:
+        """Places of batches that differ in rows or width, one of each kind."""
+        shapes = {self._shape(*planned): index for index, planned in reversed(list(enumerate(self._plan)))}
+        return sorted(shapes.values())
+
+    def _shape(self, rows: Integers, width: int) -> tuple[int, ...]:
+        return len(rows), width
+
+
+def _even_sizes(lengths: Integers, widths: Sequence[int], batch_size: int) -> list[int]:
+    """Rows a batch of each width, so that all batches have about as many positions and `batch_size` rows on average."""
+    if not len(lengths):
+        return [batch_size] * len(widths)
+    mean = float(np.array(widths)[np.searchsorted(widths, lengths)].mean())
+    return [max(1, round(batch_size * mean / width)) for width in widths]
+
+
+def _plan(
+    lengths: Integers, widths: Sequence[int], sizes: Sequence[int], order: Integers
+) -> list[tuple[Integers, int]]:
+    """Cuts rows, taken in `order`, into batches of one width each; returns the rows and width of each."""
+    bucket = np.searchsorted(widths, lengths)[order]
+    plan: list[tuple[Integers, int]] = []
+    left = order[:0]
+    for number, width in enumerate(widths):
+        rows = np.concatenate([left, order[bucket == number]])
+        whole = len(rows) // sizes[number] * sizes[number]
+        plan += [(chunk, width) for chunk in rows[:whole].reshape(-1, sizes[number])]
+        left = rows[whole:]
+    if len(left):
+        plan.append((left, widths[int(np.searchsorted(widths, lengths[left].max()))]))
+    return plan
+
+
+class Batches(PlannedBatches):
     """The batches of one split, by index; the same seed and epoch give the same batches from either reader.
 
     Args:
@@ -111,27 +182,19 @@ class Batches:
         self.request_time = request_time
         self._target_types = _target_types(schema)
         if split == "train":
-            self.rows = _training_rows(histories, history_length, windows, _rng(seed, _PLACE, epoch))
+            self.rows = _training_rows(histories, history_length, windows, stream(seed, _PLACE, epoch))
             self.rows = self.rows.take(np.flatnonzero(self._has_target(self.rows)))
             lengths = self.rows.stop - self.rows.start - 1  # the last event of a window is a target alone
         else:
-            self.rows = self._query_rows(history_length, max_queries, _rng(seed, _SAMPLE))
+            self.rows = self._query_rows(history_length, max_queries, stream(seed, _SAMPLE))
             lengths = self.rows.stop - self.rows.start
-        order = np.arange(len(self.rows))
-        rng = _rng(seed, _SHUFFLE, epoch) if shuffle and split == "train" else None
-        if rng is not None:
-            rng.shuffle(order)
-        buckets = bucket_lengths(history_length) if length_buckets or split != "train" else [history_length]
-        rows_at = _rows_at(lengths, buckets, batch_size) if split == "train" else [batch_size] * len(buckets)
-        self._plan = _plan(lengths, buckets, rows_at, order)
-        if rng is not None:
-            rng.shuffle(self._plan)
-
-    def __len__(self) -> int:
-        return len(self._plan)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self[index] for index in range(len(self)))
+        super().__init__(
+            lengths,
+            bucket_lengths(history_length) if length_buckets or split != "train" else [history_length],
+            batch_size,
+            even=split == "train",
+            shuffle=stream(seed, _SHUFFLE, epoch) if shuffle and split == "train" else None,
+        )
 
     def __getitem__(self, index: int) -> Batch:
         """The batch at that place of the epoch."""
@@ -141,18 +204,13 @@ class Batches:
             return self._training_batch(rows, width + 1)
         return self._query_batch(rows, width)
 
-    def one_of_each_shape(self) -> list[int]:
-        """Places of batches that differ in rows or width, one of each kind."""
-        shapes = {(len(rows), width): index for index, (rows, width) in reversed(list(enumerate(self._plan)))}
-        return sorted(shapes.values())
-
     def _training_batch(self, rows: Rows, width: int) -> Batch:
-        batch, events, valid = self._gather(rows, width)
+        batch, events, valid = gather_events(self.histories, rows, width)
         batch["target_mask"] = valid & self._is_target(events)  # (B, L + 1)
         return batch
 
     def _query_batch(self, rows: Rows, width: int) -> Batch:
-        batch, _, _ = self._gather(rows, width)
+        batch, _, _ = gather_events(self.histories, rows, width)
         columns = self.histories.columns
         batch["user"] = rows.user.astype(np.int32)
         batch["target"] = columns["item"][rows.stop]
@@ -170,26 +228,6 @@ class Batches:
         width = max(_SHORTEST_BUCKET, 1 << (longest - 1).bit_length())  # few distinct shapes
         events, valid = _positions(starts, rows.stop, width)
         return self.histories.columns["item"][events] * valid
-
-    def _gather(self, rows: Rows, width: int) -> tuple[Batch, Integers, NDArray[np.bool_]]:
-        events, valid = _positions(rows.start, rows.stop, width)
-        batch: Batch = {}
-        for name, column in self.histories.columns.items():
-            if name == "split":
-                continue
-            values = column[events]  # (B, L) or (B, L, M)
-            if name == "session":  # numbered from 1 in the window; ids of a log's own may interleave
-                first = np.where(valid, values, np.iinfo(np.int32).max).min(axis=1, keepdims=True)
-                values = values - first + 1
-            if values.ndim == 3:
-                values = values[..., 0] * valid if values.shape[2] == 1 else values * valid[..., None]
-            else:
-                values = values * valid
-            batch[name] = values
-        for name, codes in self.histories.user.items():
-            values = codes[rows.user]
-            batch[f"user_{name}"] = values[:, 0] if values.shape[1] == 1 else values
-        return batch, events, valid
 
     def _is_target(self, events: Integers) -> NDArray[np.bool_]:
         if self._target_types is None:
@@ -213,6 +251,28 @@ class Batches:
         return Rows(users, np.maximum(targets - history_length, offsets[users]), targets)
 
 
+def gather_events(histories: Histories, rows: Rows, width: int) -> tuple[Batch, Integers, NDArray[np.bool_]]:
+    """The rows' events and users as arrays `(B, width, ...)`; the places of the events, and which of them are real."""
+    events, valid = _positions(rows.start, rows.stop, width)
+    batch: Batch = {}
+    for name, column in histories.columns.items():
+        if name == "split":
+            continue
+        values = column[events]  # (B, L) or (B, L, M)
+        if name == "session":  # numbered from 1 in the window; ids of a log's own may interleave
+            first = np.where(valid, values, np.iinfo(np.int32).max).min(axis=1, keepdims=True)
+            values = values - first + 1
+        if values.ndim == 3:
+            values = values[..., 0] * valid if values.shape[2] == 1 else values * valid[..., None]
+        else:
+            values = values * valid
+        batch[name] = values
+    for name, codes in histories.user.items():
+        values = codes[rows.user]
+        batch[f"user_{name}"] = values[:, 0] if values.shape[1] == 1 else values
+    return batch, events, valid
+
+
 def _training_rows(histories: Histories, history_length: int, windows: WindowKind, rng: np.random.Generator) -> Rows:
     offsets, stops = histories.offsets[:-1], histories.training_stops
     users = np.flatnonzero(stops - offsets >= 2)  # one event to see and one to predict
@@ -229,29 +289,6 @@ def _training_rows(histories: Histories, history_length: int, windows: WindowKin
     number = np.arange(len(row_user)) - np.repeat(np.cumsum(chunks) - chunks, chunks)  # 0 = the latest chunk
     row_stop = stop[row_user] - number * history_length
     return Rows(users[row_user], np.maximum(first[row_user], row_stop - width), row_stop)
-
-
-def _rows_at(lengths: Integers, buckets: list[int], batch_size: int) -> list[int]:
-    """Rows a batch of each width, so that all batches have about as many positions and `batch_size` rows on average."""
-    if not len(lengths):
-        return [batch_size] * len(buckets)
-    widths = np.array(buckets)[np.searchsorted(buckets, lengths)]
-    return [max(1, round(batch_size * float(widths.mean()) / width)) for width in buckets]
-
-
-def _plan(lengths: Integers, buckets: list[int], rows_at: list[int], order: Integers) -> list[tuple[Integers, int]]:
-    """Cuts rows, taken in `order`, into batches of one bucket each; returns the rows and width of each."""
-    bucket = np.searchsorted(buckets, lengths)[order]
-    plan: list[tuple[Integers, int]] = []
-    left = order[:0]
-    for number, width in enumerate(buckets):
-        rows = np.concatenate([left, order[bucket == number]])
-        whole = len(rows) // rows_at[number] * rows_at[number]
-        plan += [(chunk, width) for chunk in rows[:whole].reshape(-1, rows_at[number])]
-        left = rows[whole:]
-    if len(left):
-        plan.append((left, buckets[int(np.searchsorted(buckets, lengths[left].max()))]))
-    return plan
 
 
 def _positions(start: Integers, stop: Integers, width: int) -> tuple[Integers, NDArray[np.bool_]]:
@@ -280,5 +317,6 @@ def _target_types(schema: Schema) -> NDArray[np.bool_] | None:
     return table
 
 
-def _rng(seed: int, *stream: int) -> np.random.Generator:
-    return np.random.default_rng([seed, *stream])
+def stream(seed: int, *purpose: int) -> np.random.Generator:
+    """Random numbers of one purpose, which are those of no other."""
+    return np.random.default_rng([seed, *purpose])

@@ -12,7 +12,8 @@ from tfrec import demo
 from tfrec.answers import history_inputs
 from tfrec.config import parse
 from tfrec.errors import UserError
-from tfrec.evaluation import Ranks, ranks_file
+from tfrec.evaluation import ranks_file
+from tfrec.ranks import Ranks
 
 
 @pytest.mark.parametrize("model", demo.MODELS)

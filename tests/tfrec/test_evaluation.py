@@ -9,21 +9,18 @@ import numpy as np
 import pytest
 
 from tests.datasets import TIME_ORIGIN, make_dataset
-from tfrec import evaluation
+from tfrec import ranks as ranking
 from tfrec.columns import Catalogue
 from tfrec.config import parse
 from tfrec.data import Dataset, batches
 from tfrec.errors import UserError
 from tfrec.evaluation import (
-    Ranks,
     compare,
-    count_better,
-    encode_catalogue,
     evaluate,
-    rank_queries,
     read_evaluation,
     recommend,
 )
+from tfrec.ranks import Ranks, count_better, encode_catalogue, rank_queries
 
 pytestmark = pytest.mark.jax
 
@@ -88,10 +85,10 @@ def brute_force(run, split, filter_seen):
 @pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize("kind", ["leave_one_out", "temporal"])
 def test_ranks_equal_the_loop(tmp_path, monkeypatch, kind, split, filter_seen):
-    monkeypatch.setattr(evaluation, "_ITEMS_AT_ONCE", 7)  # the catalogue of 40 ends inside a chunk
-    monkeypatch.setattr(evaluation, "_SCORES_AT_ONCE", 40 * 3)  # three queries a block, batches of eight
+    monkeypatch.setattr(ranking, "_ITEMS_AT_ONCE", 7)  # the catalogue of 40 ends inside a chunk
+    monkeypatch.setattr(ranking, "_SCORES_AT_ONCE", 40 * 3)  # three queries a block, batches of eight
     run = make_run(tmp_path, data={"split": kind}, filter_seen=filter_seen, batch_size=8)
-    ranks = evaluate(run, split).ranks
+    ranks = evaluate(run, split).answers
     found = {
         (int(user), int(place)): (int(better), int(equal))
         for user, place, better, equal in zip(ranks.user, ranks.place, ranks.better, ranks.equal, strict=True)
@@ -226,9 +223,9 @@ def test_short_batches_are_padded_to_the_shape_of_the_first(tmp_path):
 
 def test_longer_histories_give_the_same_queries_in_the_same_order(tmp_path):
     run = make_run(tmp_path)
-    short = evaluate(run).ranks
+    short = evaluate(run).answers
     run.model.history_length = 40
-    long = evaluate(run).ranks
+    long = evaluate(run).answers
     for name in ("user", "place", "target"):
         assert getattr(short, name).tolist() == getattr(long, name).tolist()
     assert short.better.tolist() != long.better.tolist()
@@ -238,9 +235,9 @@ def test_slices_by_popularity(tmp_path):
     run = make_run(tmp_path)
     result = evaluate(run)
     count = run.dataset.catalogue().train_count
-    rare = result.ranks.target[count[result.ranks.target] < 5]
+    rare = result.answers.target[count[result.answers.target] < 5]
     assert result.slices["cold_items"]["train_count<5"]["queries"] == len(rare)
-    assert result.slices["cold_items"]["train_count<1"]["queries"] == (count[result.ranks.target] == 0).sum()
+    assert result.slices["cold_items"]["train_count<1"]["queries"] == (count[result.answers.target] == 0).sum()
     deciles = result.slices["popularity_decile"]
     assert sum(part["queries"] for part in deciles.values()) == result.protocol["queries"]
     assert sum(part["items"] for part in deciles.values()) == 40

@@ -1,9 +1,12 @@
 import math
+import types
 
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
+from tests.checks import to_numpy
 from tfrec.config import Training
 from tfrec.optimizers import exclude_from_decay, learning_rate, make_optimizer
 
@@ -77,3 +80,17 @@ def test_gradients_are_clipped_together():
     optimizer.build([variable])
     clipped = optimizer._clip_gradients([keras.ops.convert_to_tensor(np.array([3.0, 4.0], np.float32))])
     np.testing.assert_allclose(keras.ops.convert_to_numpy(clipped[0]), [0.6, 0.8], rtol=1e-6)
+
+
+def test_some_variables_learn_at_a_share_of_the_rate_and_are_not_decayed():
+    """Adam's first step is the rate itself, whatever the gradient."""
+    slow, fast = (keras.Variable([[1.0, 2.0], [3.0, 4.0]], name=name) for name in ("slow_kernel", "fast_kernel"))
+    optimizer = make_optimizer(Training(learning_rate=0.01, weight_decay=0.5), 10)
+    model = types.SimpleNamespace(trainable_variables=[slow, fast])
+    assert exclude_from_decay(optimizer, model, [slow]) == [fast.path]
+    optimizer.build([slow, fast])
+    optimizer.slow_down([slow], 0.25)
+    before = to_numpy(slow)
+    optimizer.apply([ops.ones((2, 2)) * 3.0, ops.ones((2, 2)) * 3.0])
+    np.testing.assert_allclose(to_numpy(slow), before - 0.0025, rtol=1e-5)
+    np.testing.assert_allclose(to_numpy(fast), before * (1 - 0.5 * 0.01) - 0.01, rtol=1e-5)

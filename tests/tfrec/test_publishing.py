@@ -6,8 +6,9 @@ import pytest
 
 from tfrec.config import parse
 from tfrec.errors import UserError
-from tfrec.evaluation import Evaluation, Ranks
+from tfrec.evaluation import Evaluation
 from tfrec.publishing import copy_evaluation, refuse_worse
+from tfrec.ranks import Ranks
 
 
 def write_evaluation(directory, *, request_time=False, split="test"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.datasets import make_dataset
-from tfrec import checkpoints, training
+from tfrec import checkpoints, tasks
 from tfrec.callbacks import StepWatch
 from tfrec.config import parse
 from tfrec.errors import UsageError, UserError
@@ -146,7 +146,7 @@ def test_damaged_newest_checkpoint_is_passed_over(data, straight, tmp_path, monk
 def test_best_weights_are_those_of_the_epoch_that_the_checkpoint_names(data, tmp_path, monkeypatch):
     """Stopped after better weights were written and before the checkpoint that names them; they are not met again."""
     run, save, scores = tmp_path / "run", checkpoints.save, iter([0.5, 0.7, 0.2, 0.3])
-    monkeypatch.setattr(training._Training, "_validate", lambda self: {"ndcg@10": next(scores)})
+    monkeypatch.setattr(tasks.Retrieval, "validate", lambda self: {"ndcg@10": next(scores)})
 
     def killed_at_the_second_epoch(directory, model, progress):
         if progress.epoch == 2:
@@ -171,7 +171,7 @@ def test_best_weights_are_those_of_the_epoch_that_the_checkpoint_names(data, tmp
 
 def test_best_weights_stay_as_long_as_a_checkpoint_names_them(data, tmp_path, monkeypatch):
     run, save, scores, seen = tmp_path / "run", checkpoints.save, iter([0.1, 0.2, 0.3, 0.4, 0.3]), []
-    monkeypatch.setattr(training._Training, "_validate", lambda self: {"ndcg@10": next(scores)})
+    monkeypatch.setattr(tasks.Retrieval, "validate", lambda self: {"ndcg@10": next(scores)})
 
     def watched(directory, model, progress):
         save(directory, model, progress)

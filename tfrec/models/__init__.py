@@ -58,7 +58,7 @@ def build(
         schema: of the dataset.
         model: `name` (of `MODELS`, or module:function) and the builder's keyword arguments.
         objective: `name` and keyword arguments; None = the model's own; without `name` it changes options of that.
-        request_time: `features.request_time`; a ranking model knows the times of its candidates anyway.
+        request_time: `features.request_time`, for retrieval models alone.
         labels: `ranking.labels`, which a ranking model predicts.
 
     Raises:
@@ -71,11 +71,20 @@ def build(
     default = getattr(inspect.getmodule(builder), "OBJECTIVE", None)
     layer = None if default is None and objective is None else build_objective(objective, default)
     checked = check_options(builder, str(name), options)
+    _check_objective(layer, builder, str(name))
+    if is_ranking(builder) and request_time:
+        raise UsageError("`features.request_time`: must be false: a ranking model knows when its candidates are shown.")
     own = {"labels": _labels(schema, labels)} if is_ranking(builder) else {"request_time": request_time}
     try:
         return builder(schema, objective=layer, **own, **checked)
     except ValueError as error:
         raise UsageError(f"`model`: {name}: {error}") from error
+
+
+def _check_objective(layer: Any, builder: Callable[..., Any], name: str) -> None:
+    if layer is not None and is_ranking(builder) == hasattr(layer, "set_counts"):
+        kind = "ranking" if is_ranking(builder) else "retrieval"
+        raise UsageError(f"`objective.name`: {layer.name} is none for a {kind} model, which {name} is; leave it out.")
 
 
 def is_ranking(builder: Callable[..., Any]) -> bool:

@@ -199,6 +199,7 @@ class RankingModel(Shell):
         history_length: int. Events that the scorer takes at most.
         embedding_dim: int. D.
         causal: bool. Whether the candidates of one row may stand behind different numbers of its events.
+        why_not_causal: str or None. What to tell a user who wants them to. Defaults to None.
 
     Input: a batch: events `(B, L)`, candidates `(B, C)` with `candidate_time` and `candidate_history`, the number of
     the row's events before each. `candidate_position` is an input of training alone: outside it every candidate is
@@ -213,6 +214,7 @@ class RankingModel(Shell):
         *,
         labels: Sequence[str],
         causal: bool,
+        why_not_causal: str | None = None,
         **kwargs: Any,
     ) -> None:
         measured = list(getattr(scorer, "metric_names", ()))
@@ -221,6 +223,7 @@ class RankingModel(Shell):
         self.scorer = scorer
         self.labels = tuple(labels)
         self.causal = causal
+        self.why_not_causal = why_not_causal
 
     def call(self, batch: Mapping[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
         inputs = {key: value for key, value in batch.items() if not key.startswith(_OUTCOMES)}
