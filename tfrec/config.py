@@ -239,7 +239,7 @@ class Evaluation(Section):
     """How a model is judged."""
 
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 50, 100, 200), min_length=1)
-    """Cut-offs of recall and ndcg."""
+    """Cut-offs of recall and ndcg (of retrieval models)."""
     filter_seen: bool = True
     """Items of the user's history are not recommended; needs `data.repeats: first` or data without repeats."""
     batch_size: int = Field(256, ge=1)

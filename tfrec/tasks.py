@@ -115,10 +115,8 @@ def check_ranking_options(config: Config, model: RankingModel) -> None:
     settings = config.training
     if settings.initialize_from is None and settings.inherited_learning_rate != _default(settings, _SHARE):
         raise UsageError(f"`training.{_SHARE}`: says nothing without `training.initialize_from`; leave it out.")
-    for section, key in (("training", "windows"), ("evaluation", "ks"), ("evaluation", "filter_seen")):
-        given = getattr(config, section)
-        if getattr(given, key) != _default(given, key):
-            raise UsageError(f"`{section}.{key}`: says nothing to a ranking model; leave it out.")
+    if settings.windows != _default(settings, "windows"):
+        raise UsageError("`training.windows`: says nothing to a ranking model; leave it out.")
 
 
 def _default(section: Section, key: str) -> Any:

@@ -108,8 +108,6 @@ def test_an_interrupted_training_ends_in_the_same_bits(data, trained, tmp_path, 
     [
         ({"features": {"request_time": True}}, "`features.request_time`: must be false: a ranking model knows when"),
         ({"training": {"windows": "random"}}, "`training.windows`: says nothing to a ranking model; leave it out."),
-        ({"evaluation": {"ks": [5]}}, "`evaluation.ks`: says nothing to a ranking model; leave it out."),
-        ({"evaluation": {"filter_seen": False}}, "`evaluation.filter_seen`: says nothing to a ranking model"),
         ({"training": {"validation_metric": "ndcg@10"}}, "must be auc, grouped_auc, log_loss, normalised_entropy, "),
         ({"training": {"validation_metric": "auc_buy"}}, "not measured; did you mean `auc"),
         ({"objective": {"name": "full_softmax"}}, "`objective.name`: full_softmax is none for a ranking model"),
