@@ -66,6 +66,7 @@ bench: install # those that need no published data; the others say in their firs
 	$(BIN)/python benchmarks/sparse_attention.py
 	$(BIN)/python -m benchmarks.serving_overhead
 	$(BIN)/python -m benchmarks.serving_throughput
+	$(BIN)/python -m benchmarks.serving_swap
 
 demo: install
 	$(BIN)/tfrec demo --out demo
