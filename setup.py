@@ -26,7 +26,9 @@ BASE = [
     "typer>=0.12",
 ]
 EXTRAS = {
-    "beam": ["apache-beam>=2.77,<3", "google-crc32c>=1.5", "polars>=1", "scikit-learn>=1.5", "threadpoolctl>=3"],
+    "beam": ["apache-beam>=2.77,<3", "google-crc32c>=1.5", "polars>=2.1", "scikit-learn>=1.5", "threadpoolctl>=3"],
+    "gcp": ["apache-beam[gcp]>=2.77,<3"],
+    "aws": ["apache-beam[aws]>=2.77,<3"],
     "serving": [
         "grpcio>=1.66",
         "grpcio-health-checking>=1.60",

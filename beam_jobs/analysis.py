@@ -38,6 +38,7 @@ from tfrec.transforms import (
 
 logger = logging.getLogger("beam_jobs")
 
+_MOST_EVENT_TYPES = 10_000
 ITEM_CODES, MISSING_ITEMS = "item_codes.npy", "99999.arrow"
 
 
@@ -84,9 +85,14 @@ def fit(staging: Path, directory: Path, config: Config, growth: Growth | None = 
                 continue
             feature = _fit_feature(staging, directory, side, one, config.features.fit_sample, quality)
             features.append(growth.extend(feature, directory, one.max_size) if growth else feature)
-    types = rank_values(read_parts(staging, "event_type"), 1, 1_000_000)
+    types = rank_values(read_parts(staging, "event_type"), 1, _MOST_EVENT_TYPES + 1)
     if growth:
-        types = append_new(growth.schema.event_types, types, 1_000_000)
+        types = append_new(growth.schema.event_types, types, _MOST_EVENT_TYPES + 1)
+    if len(types) > _MOST_EVENT_TYPES:
+        raise UserError(
+            f"`data.events.columns.event_type`: more than {_MOST_EVENT_TYPES:,} types, such as {types[-1]!r}; name a "
+            "column of types, or make it a feature of events."
+        )
     return Fitted(tuple(features), tuple(types), train_count, retired, quality)
 
 
@@ -148,7 +154,13 @@ def fit_item_ids(
     is_new = named & (counts >= settings.min_count)
     is_new[old[old >= 0]] = False
     chosen = np.flatnonzero(is_new)
-    chosen = chosen[np.argsort(-counts[chosen], kind="stable")][: max(settings.max_size - len(old), 0)]
+    most = max(settings.max_size - len(old), 0)
+    if len(chosen) > most:
+        line = (
+            "item ids: %s, more than `features.item_id.max_size` (%s); those of the fewest training events are unknown"
+        )
+        logger.warning(line, f"{len(chosen) + len(old):,}", f"{settings.max_size:,}")
+    chosen = chosen[np.argsort(-counts[chosen], kind="stable")][:most]
     places = np.append(old, chosen)  # of each code among `ids`; -1 where the id was forgotten
     if len(places) == 0:
         raise UserError("`features.item_id.min_count`: no item has so many training events; lower it.")
@@ -289,6 +301,7 @@ def _feature(
         transform=transform,
         multivalued=feature.multivalued,
         separator=feature.separator,
+        weight_separator=feature.weight_separator,
         num_codes=num_codes,
         encoder=encoder,
         keep_vectors=feature.keep_vectors,

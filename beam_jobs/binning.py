@@ -21,6 +21,15 @@ def fit_bins(values: NDArray[np.float64], feature: FeatureConfig) -> Bins:
     return Bins(boundaries=tuple(np.unique(boundaries).tolist()), spacing=feature.spacing)
 
 
+def rank_error(sample: int, confidence: float = 1 - 1e-6) -> float:
+    """How far, as a share of all values, a quantile of a random sample may lie from its rank, with this confidence.
+
+    The Dvoretzky-Kiefer-Wolfowitz bound with Massart's constant, for all quantiles of a feature at once, and one value
+    more for where `fit_bins` interpolates. Samples are bottom-k by hash, so without replacement, which only helps.
+    """
+    return float(np.sqrt(np.log(2 / (1 - confidence)) / (2 * sample)) + 1 / sample)
+
+
 def fit_standard(values: NDArray[np.float64]) -> Standard:
     """Mean and standard deviation of the values; where they do not vary the deviation is 1."""
     if len(values) == 0:

@@ -1,6 +1,7 @@
 """Fitted transforms applied to whole columns: the codes that `tfrec.transforms` gives value by value."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,21 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beam_jobs.staging import Table, positions
-from tfrec.schema import Feature
-from tfrec.transforms import FIRST_VALUE, UNKNOWN, Bins, Codes, Cross, Hashed, Quantizer, TfidfSvd, Vectors, Vocabulary
+from tfrec.schema import WEIGHTS, Feature
+from tfrec.transforms import (
+    FIRST_VALUE,
+    UNKNOWN,
+    Bins,
+    Codes,
+    Cross,
+    Hashed,
+    Quantizer,
+    TfidfSvd,
+    Vectors,
+    Vocabulary,
+    scaled_weights,
+    unescaped,
+)
 
 
 def encode_features(table: Table, prefix: str, features: Iterable[Feature], directory: Path) -> dict[str, Codes]:
@@ -50,6 +64,17 @@ def vectors_of(table: Table, name: str, feature: Feature, directory: Path) -> Ve
     return stack_vectors(table.rows[name], feature.transform.input_dim)
 
 
+def weights_of(table: Table, name: str, feature: Feature) -> Vectors:
+    """Scaled weights `(N, num_codes)` of each row's values; a row without any has one, of the code for that."""
+    lists = table.rows[name + WEIGHTS]
+    weights = np.zeros((len(lists), feature.num_codes), np.float32)
+    lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+    row, place = _cells(lengths)
+    weights[row, place] = lists.explode(empty_as_null=False, keep_nulls=False).to_numpy()
+    weights[lengths == 0, 0] = 1
+    return scaled_weights(weights)
+
+
 def texts_of(table: Table, name: str) -> list[str | None]:
     """A column of texts."""
     return table.texts[name].gather(table.rows[name]).to_list()
@@ -67,9 +92,17 @@ def code_map(texts: pl.Series, transform: Vocabulary | Hashed, directory: Path) 
     """The code of each text, and at the end (place -1) that of a missing one."""
     if isinstance(transform, Hashed):
         return np.append(transform.encode(texts), UNKNOWN).astype(np.int32)
-    values = pl.Series(transform.read(directory), dtype=pl.String)
-    codes = positions(texts, values).cast(pl.Int32) + FIRST_VALUE
+    path = directory / transform.file
+    codes = positions(texts, _values(path, path.stat().st_mtime_ns)).cast(pl.Int32) + FIRST_VALUE
     return np.append(codes.fill_null(UNKNOWN).to_numpy(), UNKNOWN).astype(np.int32)
+
+
+@lru_cache(maxsize=4)
+def _values(path: Path, written: int) -> pl.Series:
+    """A vocabulary's values as Arrow holds them: as Python's texts, ten million of them take a gigabyte."""
+    lines = pl.read_lines(path, glob=False).to_series()
+    escaped = lines.str.contains("\\", literal=True).arg_true()
+    return lines.scatter(escaped, [unescaped(line) for line in lines.gather(escaped)]) if len(escaped) else lines
 
 
 def as_array(values: pl.Series) -> NDArray[np.float64]:
@@ -80,9 +113,15 @@ def as_array(values: pl.Series) -> NDArray[np.float64]:
 def _pad(lists: pl.Series, codes: Codes, width: int) -> Codes:
     lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
     flat = lists.explode(empty_as_null=False, keep_nulls=False).to_numpy()
-    row = np.repeat(np.arange(len(lists)), lengths)
-    place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    row, place = _cells(lengths)
     padded = np.zeros((len(lists), width), np.int32)
     padded[row, place] = codes[flat]
     padded[lengths == 0, 0] = UNKNOWN
     return padded
+
+
+def _cells(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and place within it of each value of lists of these lengths, one list after another."""
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return row, place

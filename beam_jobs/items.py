@@ -11,7 +11,7 @@ import polars as pl
 
 from beam_jobs.analysis import ITEM_CODES, MISSING_ITEMS, item_buckets
 from beam_jobs.arranging import ITEM_IDS
-from beam_jobs.encoding import as_array, encode_features, vectors_of
+from beam_jobs.encoding import as_array, encode_features, vectors_of, weights_of
 from beam_jobs.examples import Column, encode_examples, write_records
 from beam_jobs.plan import LogPlan
 from beam_jobs.sources import as_bytes, from_bytes
@@ -59,6 +59,9 @@ def encode_bucket(frame: pl.DataFrame, files: ItemFiles) -> pl.DataFrame:
         columns.append(pl.Series(name, codes[feature.name], dtype=pl.Array(pl.Int32, feature.num_codes)))
         if feature.standard is not None:
             columns.append(pl.Series(f"vector_{feature.name}", feature.standard.encode(as_array(table.rows[name]))))
+        if feature.weight_separator is not None:
+            weights = weights_of(table, name, feature)
+            columns.append(pl.Series(f"vector_{feature.name}", weights, dtype=pl.Array(pl.Float32, weights.shape[1])))
         if feature.keep_vectors and isinstance(feature.transform, Quantizer):
             vectors = vectors_of(table, name, feature, files.directory)
             columns.append(pl.Series(f"vector_{feature.name}", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])))
@@ -115,6 +118,7 @@ class _EncodeItems(beam.DoFn):
     def process(self, path: Path) -> Iterator[tuple[int, bytes]]:
         frame = read_frame(path)
         types: dict[str, Any] = {"number": pl.Float64, "texts": pl.List(pl.String), "vector": pl.List(pl.Float32)}
+        types["weights"] = pl.List(pl.Float32)
         for field in self.plan.fields if self.plan else ():
             if field.name not in frame.columns:
                 kind = "vector" if field.feature else field.kind

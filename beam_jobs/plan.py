@@ -14,7 +14,7 @@ from beam_jobs.validation import Field, FieldKind, open_vectors
 from beam_jobs.vocabularies import given_values
 from tfrec.config import Config, Data, FeatureConfig, Filters, suggest
 from tfrec.errors import UsageError
-from tfrec.schema import Impressions, Label
+from tfrec.schema import WEIGHTS, Impressions, Label
 
 _ROLE_KINDS: dict[str, FieldKind] = {
     "user_id": "id",
@@ -151,7 +151,7 @@ def _check_features(config: Config) -> None:
                 raise UsageError(
                     f"`features.{side}`: the name {feature.name} is taken; names are unique over all sides."
                 )
-            names.add(feature.name)
+            names |= {feature.name, feature.name + WEIGHTS} if feature.weight_separator else {feature.name}
     for column, count in Counter(features.display).items():
         if count > 1:
             raise UsageError(f"`features.display`: names {column} {count} times; once is enough.")
@@ -177,6 +177,8 @@ def _check_feature(feature: FeatureConfig, side: str) -> None:
         )
     if feature.standardize and side != "items":
         raise UsageError(f"`features.{side}` {feature.name}: `standardize` is for features of items alone.")
+    if feature.weight_separator is not None and side != "items":
+        raise UsageError(f"`features.{side}` {feature.name}: `weight_separator` is for features of items alone.")
     if feature.vocabulary is not None:
         given_values(feature)
     check_encoder(feature)
@@ -302,7 +304,9 @@ def _role_fields(log: Log) -> tuple[Field, ...]:
 def _feature_fields(log: Log, features: Iterable[FeatureConfig], prefix: str, key: str) -> Iterator[Field]:
     for feature in features:
         if feature.cross is None:
-            yield _feature_field(log, feature, prefix, key)
+            yield (field := _feature_field(log, feature, prefix, key))
+            if feature.weight_separator is not None:
+                yield replace(field, name=f"{field.name}{WEIGHTS}", kind="weights")
 
 
 def _feature_field(log: Log, feature: FeatureConfig, prefix: str, key: str) -> Field:
@@ -313,7 +317,14 @@ def _feature_field(log: Log, feature: FeatureConfig, prefix: str, key: str) -> F
     if feature.kind == "multimodal":
         return Field(name, column, "vector", dim=feature.dim, file=feature.vectors)
     if feature.multivalued:
-        return Field(name, column, "texts", separator=feature.separator, max_values=feature.max_values)
+        return Field(
+            name,
+            column,
+            "texts",
+            separator=feature.separator,
+            max_values=feature.max_values,
+            weight_separator=feature.weight_separator,
+        )
     if feature.kind == "image":
         return Field(name, column, "image", feature=feature)
     return Field(name, column, "text", feature=feature if feature.encoder else None)

@@ -14,6 +14,7 @@ import polars as pl
 from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 from apache_beam.transforms.combiners import ToList
 
+from beam_jobs.bigquery import ReadTable
 from beam_jobs.contents import EncodeContents, Encoded
 from beam_jobs.filters import COMPARE, filter_reasons
 from beam_jobs.forgetting import REASON, forgotten_rows, hide_values
@@ -297,6 +298,15 @@ class ReadLog(beam.PTransform[Any, Any]):
             | f"Spread {kind}" >> beam.Reshuffle()
             | f"Read and check {kind}" >> beam.ParDo(_ReadAndCheck(self.plan))
         )
+        tables = [
+            pipeline
+            | f"Read {file.name}" >> ReadTable(file, self.plan.columns)
+            | f"Check {file.name}" >> beam.Map(lambda batch: check_rows(batch, self.plan))
+            for file in self.plan.log.files
+            if file.format == "bigquery"
+        ]
+        if tables:
+            checked = (checked, *tables) | f"Files and tables of {kind}" >> beam.Flatten()
         scattered = (
             checked | f"Encode {kind}" >> _Encode(self.plan) if self.plan.encoded else checked
         ) | f"Scatter {kind}" >> beam.ParDo(_Scatter(self.plan, id_column, self.num_buckets)).with_outputs(

@@ -36,6 +36,9 @@ REQUIRED_ROLES: dict[LogKind, tuple[str, ...]] = {
 ROW = "_row"
 """Column of a batch: the number of a row in its file, from 1, a header not counted."""
 
+BIGQUERY = "bigquery://"
+"""Begins what stands for a file where a log is a table: bigquery://PROJECT.DATASET.TABLE."""
+
 _BATCH_ROWS = 1 << 18
 _IMAGE_ROWS = 1 << 10
 _BLOCK_BYTES = 1 << 23
@@ -60,7 +63,7 @@ class LogFile:
     integer_columns: frozenset[str] = frozenset()
     """Columns stored as whole numbers (Parquet)."""
     row_groups: tuple[int, ...] = ()
-    """Rows of each row group (Parquet)."""
+    """Rows of each row group (Parquet), or of the table (BigQuery)."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,11 @@ def open_log(kind: LogKind, source: Source) -> Log:
 
 
 def list_fragments(log: Log) -> list[Fragment]:
-    """The parts that a log is read in, in the order of its files."""
+    """The parts that a log is read in, in the order of its files; tables are none."""
     fragments = []
     for file in log.files:
+        if file.format == "bigquery":
+            continue
         if file.format != "parquet":
             fragments.append(Fragment(file))
             continue
@@ -188,7 +193,7 @@ def _matching(kind: LogKind, patterns: Sequence[str]) -> dict[str, int]:
     """The files that the patterns match, each once, by their whole paths in order, with their sizes."""
     found: dict[str, int] = {}
     for pattern in patterns:
-        matches = _match(pattern)
+        matches = {pattern: 0} if pattern.startswith(BIGQUERY) else _match(pattern)
         if not matches:
             raise UserError(f"{pattern}: no such file, which `data.{kind}.files` names.")
         found.update(matches)
@@ -222,6 +227,8 @@ def _short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _inspect(path: str, name: str, index: int, size: int, source: Source, kind: LogKind) -> LogFile:
+    if path.startswith(BIGQUERY):
+        return _inspect_table(path, name, index)
     format_, compression = _format_of(path, source, kind)
     integers: frozenset[str] = frozenset()
     row_groups: tuple[int, ...] = ()
@@ -242,6 +249,23 @@ def _inspect(path: str, name: str, index: int, size: int, source: Source, kind: 
     except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         raise _unreadable(path, error) from error
     return LogFile(path, name, index, format_, compression, size, columns, integers, row_groups)
+
+
+def _inspect_table(path: str, name: str, index: int) -> LogFile:
+    parts = path.removeprefix(BIGQUERY).split(".")
+    if len(parts) != 3 or not all(parts):
+        raise UserError(f"{path}: must look like {BIGQUERY}PROJECT.DATASET.TABLE.")
+    try:
+        from apache_beam.io.gcp.bigquery_tools import BigQueryWrapper
+
+        table = BigQueryWrapper().get_table(*parts)
+    except Exception as error:  # without the package, credentials, the right to read, or the table
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read: {reason} (`pip install 'tfrec[gcp]'` brings the client).") from None
+    fields = {field.name: field.type for field in table.schema.fields}
+    integers = frozenset(name for name, kind in fields.items() if kind in ("INTEGER", "INT64"))
+    rows = int(table.numRows or 0)
+    return LogFile(path, name, index, "bigquery", None, int(table.numBytes or 0), tuple(fields), integers, (rows,))
 
 
 def _fits_int64(dtype: pa.DataType) -> bool:
@@ -266,7 +290,7 @@ def _open(path: str, compression: str | None) -> IO[bytes]:
 
 
 def _estimated_rows(file: LogFile) -> int:
-    if file.format == "parquet":
+    if file.row_groups:
         return sum(file.row_groups)
     bytes_a_row = 32 if file.format == "csv" else 96
     return file.size_bytes * (4 if file.compression else 1) // bytes_a_row

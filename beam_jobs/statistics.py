@@ -9,12 +9,13 @@ import numpy as np
 import polars as pl
 
 from beam_jobs.analysis import MISSING_ITEMS, Fitted, read_item_column, read_parts
+from beam_jobs.binning import rank_error
 from beam_jobs.encoding import code_map
 from beam_jobs.plan import Plan
 from beam_jobs.staging import read_frame
 from tfrec.errors import UserError
 from tfrec.schema import ITEM_ID, Feature, Schema
-from tfrec.transforms import FIRST_VALUE, UNKNOWN, Cross, Hashed, Vocabulary
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, Bins, Cross, Hashed, Vocabulary
 
 Counts: TypeAlias = Mapping[tuple[str, ...], int]
 """(kind, file, outcome, reason) -> rows."""
@@ -133,7 +134,7 @@ def make_statistics(staging: Path, directory: Path, plan: Plan, schema: Schema, 
         "history_length": weighted_quantiles(read_parts(staging, "length")),
         "items": _item_statistics(fitted.train_count[~fitted.retired][FIRST_VALUE:]),
         "features": {
-            feature.name: _feature_statistics(staging, directory, feature)
+            feature.name: _feature_statistics(staging, directory, feature, plan.config.features.fit_sample)
             for feature in schema.features
             if feature.name != ITEM_ID
         },
@@ -185,16 +186,29 @@ def _item_statistics(train_count: Any) -> dict[str, Any]:
     }
 
 
-def _feature_statistics(staging: Path, directory: Path, feature: Feature) -> dict[str, Any]:
+def _rank_error(feature: Feature, values: int, sample: int) -> dict[str, float]:
+    """Of quantiles: how far their ranks may lie off, 0 where they were fitted on all values.
+
+    Args:
+        feature: of the schema.
+        values: those that the parts hold, all of them unless a part was cut to the sample.
+        sample: values fitted on at most.
+    """
+    if not isinstance(feature.transform, Bins) or feature.transform.spacing != "quantile":
+        return {}
+    return {"rank_error": 0.0 if values <= sample else round(rank_error(sample), 6)}
+
+
+def _feature_statistics(staging: Path, directory: Path, feature: Feature, sample: int) -> dict[str, Any]:
     document: dict[str, Any] = {"kind": feature.kind, "side": feature.side, "table_sizes": list(feature.table_sizes)}
     if isinstance(feature.transform, Cross):
         return document
     categorical = isinstance(feature.transform, Vocabulary | Hashed)
     if feature.side != "item":
+        fitted_on = read_parts(staging, f"{feature.side}_{feature.name}")
         if categorical:
-            counts = read_parts(staging, f"{feature.side}_{feature.name}")
-            document |= _value_statistics(counts, feature.transform, directory)
-        return document
+            return document | _value_statistics(fitted_on, feature.transform, directory)
+        return document | _rank_error(feature, len(fitted_on), sample)
     known, total = 0, 0
     parts = [pl.DataFrame(schema={"value": pl.String, "count": pl.UInt32})]
     for frame in read_item_column(staging, f"item_{feature.name}"):
@@ -208,7 +222,9 @@ def _feature_statistics(staging: Path, directory: Path, feature: Feature) -> dic
             parts.append(flat.drop_nulls().value_counts(name="count").rename({values.name: "value"}))
     document["items_with_a_value"] = known
     document["items_without"] = total - known
-    return document | (_value_statistics(pl.concat(parts), feature.transform, directory) if categorical else {})
+    if categorical:
+        return document | _value_statistics(pl.concat(parts), feature.transform, directory)
+    return document | _rank_error(feature, known, sample)
 
 
 def _value_statistics(parts: pl.DataFrame, transform: Any, directory: Path) -> dict[str, Any]:

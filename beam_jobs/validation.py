@@ -1,5 +1,6 @@
 """Raw columns to checked ones, whole batches at a time, and which rows fail by which rule."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -18,7 +19,7 @@ LATEST_SECONDS = 4_102_444_800
 """2100-01-01: times from here on are taken for mistakes."""
 MICROSECONDS = 1_000_000
 
-FieldKind = Literal["id", "integer_id", "time", "integer", "number", "text", "texts", "vector", "image"]
+FieldKind = Literal["id", "integer_id", "time", "integer", "number", "text", "texts", "weights", "vector", "image"]
 
 _UNIT_SECONDS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
 _ISO_FORMATS = (
@@ -56,6 +57,8 @@ class Field:
     """Of texts: what separates the values in a cell; None where cells are lists."""
     max_values: int = 1
     """Of texts: values kept."""
+    weight_separator: str | None = None
+    """Of texts and weights: what stands between a value and its weight."""
     dim: int = 0
     """Of a vector: its width."""
     file: str | None = None
@@ -142,7 +145,36 @@ def _check_text(raw: pl.Series, field: Field) -> Checked:
 
 
 def _check_texts(raw: pl.Series, field: Field) -> Checked:
-    """Lists of texts, the first `max_values` of each cell; a cell without values is null."""
+    """Lists of texts without their weights, the first `max_values` of each cell; a cell without values is null."""
+    lists, rules = _lists_of_values(raw, field)
+    if field.weight_separator is not None:
+        lists = lists.list.eval(pl.element().str.replace(_weight_pattern(field.weight_separator), ""))
+    return lists, rules
+
+
+def _check_weights(raw: pl.Series, field: Field) -> Checked:
+    """Lists of the weights, as float32, of what `_check_texts` keeps; a text of values only is told there."""
+    assert field.weight_separator is not None, "Weights stand behind a separator."
+    lists, rules = _lists_of_values(raw, field)
+    if rules is not None:
+        return _nulls(raw, pl.List(pl.Float32)), None
+    pattern = _weight_pattern(field.weight_separator)
+    texts = lists.list.eval(pl.element().str.extract(pattern, 1).fill_null("1"))
+    weights = texts.list.eval(pl.element().cast(pl.Float32, strict=False))
+    wrong = ~weights.list.eval(((pl.element() > 0) & pl.element().is_finite()).fill_null(False)).list.all()
+    wrong = wrong.fill_null(False)
+    alone = lists.list.eval(pl.element().str.replace(pattern, "") == "").list.any().fill_null(False)
+    return weights.set(wrong | alone, None), _rules(
+        (wrong, "a weight must be a finite number above 0"), (alone, "a weight must stand behind a value")
+    )
+
+
+def _weight_pattern(separator: str) -> str:
+    """A regular expression of the last separator and what follows it."""
+    return f"{re.escape(separator)}([^{re.escape(separator[0])}]*)$"
+
+
+def _lists_of_values(raw: pl.Series, field: Field) -> Checked:
     if field.separator is not None and not raw.dtype.is_nested():
         lists = as_texts(raw)[0].str.split(field.separator).list.eval(pl.element().str.strip_chars())
     elif isinstance(raw.dtype, pl.List | pl.Array) or raw.null_count() == len(raw):
@@ -255,6 +287,7 @@ _CHECKS: dict[FieldKind, Callable[[pl.Series, Field], Checked]] = {
     "number": _check_number,
     "text": _check_text,
     "texts": _check_texts,
+    "weights": _check_weights,
     "vector": _check_vector,
     "image": _check_image,
 }

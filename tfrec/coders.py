@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec.hashing import KEY
-from tfrec.schema import Feature
+from tfrec.schema import WEIGHTS, Feature
 from tfrec.transforms import (
     FIRST_VALUE,
     MOST_DEVIATIONS,
@@ -217,12 +217,36 @@ class FeatureCoder(tf.Module):
             return self.coder(values)
         if not self.feature.multivalued:
             return self.coder(values)[..., None]
+        values = self._of_width(values, "values, padded with empty strings")
+        present = values != ""
+        packed = _packed(tf.where(present, self.coder(values), PADDING), present)
+        missing = np.array([UNKNOWN] + [PADDING] * (self.feature.num_codes - 1), np.int32)
+        return tf.where(tf.reduce_any(present, axis=-1, keepdims=True), packed, missing)
+
+    def weights(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Scaled weights `(N, num_codes)` of the values that have the codes, in their order.
+
+        Args:
+            values: of a multi-valued feature.
+            weights: `(N, num_codes)`, above 0 where there is a value.
+        """
+        weights = self._of_width(weights, "weights, one a value")
+        present = values != ""
+        packed = _packed(tf.where(present, weights, 0.0), present)
+        missing = np.array([1] + [0] * (self.feature.num_codes - 1), np.float32)
+        packed = tf.where(tf.reduce_any(packed > 0, axis=-1, keepdims=True), packed, missing)
+        # The exponent of the largest, from its bits: times 2 ** -exponent it lies in 0.5..1.
+        largest = tf.bitcast(tf.cast(tf.reduce_max(packed, axis=-1, keepdims=True), tf.float64), tf.int64)
+        places = tf.constant(52, tf.int64)
+        scale = tf.bitcast(tf.bitwise.left_shift(2045 - tf.bitwise.right_shift(largest, places), places), tf.float64)
+        return tf.cast(tf.cast(packed, tf.float64) * scale, tf.float32)
+
+    def _of_width(self, values: Tensor, what: str) -> Tensor:
+        """The values, if they are as many as the feature has: a session does not compare them with the signature."""
         width = self.feature.num_codes
-        # A session does not compare what it is fed with the signature.
-        rule = f"{self.feature.name}: give {width} values, padded with empty strings."
+        rule = f"{self.feature.name}: give {width} {what}."
         with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(values)[-1], width, rule)]):
-            values = tf.identity(values)
-        return _packed(self.coder(values), values != "", width)
+            return tf.identity(values)
 
     def signature(self, name: str, *, events: bool = False) -> tf.TensorSpec:
         """The input that takes this feature's raw values: `(B,)`, or `(B, T)` for those of events.
@@ -254,15 +278,21 @@ class SideCoder(tf.Module):
         self.crosses = {one.name: one.transform for one in features if isinstance(one.transform, Cross)}
         self.standards = {one.name: StandardCoder(one.standard) for one in features if one.standard is not None}
         self.coders = {one.name: FeatureCoder(one, directory) for one in features if one.name not in self.crosses}
+        self.weighted = {one.name: one.num_codes for one in features if one.weight_separator is not None}
 
     def signature(self, *, events: bool = False) -> dict[str, tf.TensorSpec]:
         """The inputs by name: the raw values of the features that are no crosses."""
         names = {name: self.prefix + name for name in self.coders}
-        return {names[name]: one.signature(names[name], events=events) for name, one in self.coders.items()}
+        specs = {names[name]: one.signature(names[name], events=events) for name, one in self.coders.items()}
+        for name, width in self.weighted.items():
+            specs[names[name] + WEIGHTS] = tf.TensorSpec([None, width], tf.float32, names[name] + WEIGHTS)
+        return specs
 
     def vectors(self, inputs: Mapping[str, Tensor], name: str) -> Tensor:
-        """What is stored of a feature beside its codes: the vector itself, or the standardised value `(N, 1)`."""
+        """What is stored of a feature beside its codes: a vector itself, a standardised value `(N, 1)`, or weights."""
         values = inputs[self.prefix + name]
+        if name in self.weighted:
+            return self.coders[name].weights(values, inputs[self.prefix + name + WEIGHTS])
         return self.standards[name](values) if name in self.standards else values
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -295,11 +325,7 @@ class StandardCoder(tf.Module):
         return tf.cast(tf.where(tf.math.is_nan(scaled), scaled, cut), tf.float32)[:, None]
 
 
-def _packed(codes: Tensor, present: Tensor, width: int) -> Tensor:
-    """The first `width` present codes, padded with 0; a row without any is (1, 0, ...): missing."""
+def _packed(values: Tensor, present: Tensor) -> Tensor:
+    """Values with those that are present in front, in their order."""
     order = tf.argsort(tf.cast(~present, tf.int32), axis=-1, stable=True)
-    packed = tf.gather(tf.where(present, codes, PADDING), order, batch_dims=codes.shape.rank - 1)
-    padding = [[0, 0]] * (codes.shape.rank - 1) + [[0, width]]
-    packed = tf.pad(packed, padding)[..., :width]
-    missing = np.array([UNKNOWN] + [PADDING] * (width - 1), np.int32)
-    return tf.where(tf.reduce_any(present, axis=-1, keepdims=True), packed, missing)
+    return tf.gather(values, order, batch_dims=values.shape.rank - 1)

@@ -36,7 +36,7 @@ class Source(Section):
     """Files of one kind of raw log, and which of their columns mean what."""
 
     files: tuple[str, ...] = Field(min_length=1)
-    """Paths or globs; a local path, or anything that Beam's file systems read."""
+    """Paths or globs; a local path, anything that Beam's file systems read, or bigquery://PROJECT.DATASET.TABLE."""
     format: Literal["auto", "csv", "parquet", "jsonl"] = "auto"
     """`auto` goes by the suffix (.csv, .tsv, .parquet, .jsonl, .json; .gz, .bz2, .zst behind it)."""
     delimiter: str | None = None

@@ -78,6 +78,9 @@ class FeatureConfig(Section):
     """Separates the values in a text cell (multi-valued); None where the column holds lists."""
     max_values: int = Field(8, ge=1)
     """Values kept at most (multi-valued)."""
+    weight_separator: str | None = Field(None, min_length=1)
+    """Each value is followed by this and its weight, a number above 0, as in `red:0.7`; embeddings are averaged by
+    weight. A value without a weight has 1 (multi-valued, of items)."""
     min_count: int = Field(1, ge=1)
     """Values seen less often become unknown (categorical)."""
     max_size: int = Field(1_000_000, ge=1)
@@ -166,7 +169,7 @@ class FeatureConfig(Section):
         yield ("max_size", "vocabulary"), categorical and not hashed, "of kind categorical without `hash_buckets`"
         what = "of kind categorical without `hash_buckets` or `vocabulary`"
         yield ("min_count",), categorical and not hashed and self.vocabulary is None, what
-        yield ("separator", "max_values"), self.multivalued, "with `multivalued: true`"
+        yield ("separator", "max_values", "weight_separator"), self.multivalued, "with `multivalued: true`"
         yield ("boundaries", "standardize"), numerical, "of kind numerical"
         yield ("bins", "spacing"), numerical and self.boundaries is None, "of kind numerical without `boundaries`"
         yield ("vectors",), self.kind == "multimodal", "of kind multimodal"
@@ -192,6 +195,7 @@ def different_options(config: FeatureConfig, feature: Feature) -> dict[str, tupl
         "column": feature.column,
         "multivalued": feature.multivalued,
         "separator": feature.separator,
+        "weight_separator": feature.weight_separator,
         "keep_vectors": feature.keep_vectors,
         "standardize": feature.standard is not None,
     }

@@ -24,7 +24,7 @@ from tfrec.errors import UserError
 from tfrec.evaluation import EVALUATION, compare, deciding_metric, ranks_file, read_evaluation
 from tfrec.parity import raw_values
 from tfrec.runs import Run
-from tfrec.schema import ITEM_ID, Schema
+from tfrec.schema import ITEM_ID, WEIGHTS, Schema
 from tfrec.stock_loader import Request
 from tfrec.transforms import Quantizer
 
@@ -130,6 +130,8 @@ def raw_items(schema: Schema, catalogue: Catalogue, directory: Path, items: NDAr
         elif feature.name != ITEM_ID:
             codes = catalogue.codes[items, schema.item_columns()[feature.name]]
             raw[feature.name] = raw_values(feature, codes, directory)
+        if feature.weight_separator is not None:
+            raw[feature.name + WEIGHTS] = catalogue.vectors[feature.name][items].astype(np.float32)
         if feature.standard is not None:
             values = feature.standard.mean + feature.standard.deviation * catalogue.vectors[feature.name][items, 0]
             raw[feature.name] = np.where(np.isnan(raw[feature.name]), np.nan, values.astype(np.float64))

@@ -18,6 +18,9 @@ NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,63}$"
 MISSING_LABEL = -1
 """What is stored of a label where the raw column is empty; else 0 or 1."""
 
+WEIGHTS = "_weights"
+"""Behind a feature's name: the input of the weights of its values."""
+
 Side = Literal["user", "item", "event"]
 Kind = Literal["categorical", "numerical", "multimodal", "text", "image"]
 
@@ -42,6 +45,9 @@ class Feature(_Part):
     multivalued: bool = False
     separator: str | None = None
     """What separates the values inside one text cell of a multi-valued feature; None where the column holds lists."""
+    weight_separator: str | None = None
+    """For values of items with weights: what stands between a value and its weight; weights are stored beside the
+    codes, as vectors are."""
     num_codes: int = 1
     encoder: Encoder | None = None
     """For texts and images: what made the vector that `transform` quantises."""
@@ -67,7 +73,9 @@ class Feature(_Part):
 
     @property
     def stored_dim(self) -> int:
-        """Width of what is stored of it with the items beside codes: vectors, or a standardised value; 0 = nothing."""
+        """Width of what is stored of it with the items beside codes: vectors, weights, one number; 0 = nothing."""
+        if self.weight_separator is not None:
+            return self.num_codes
         return 1 if self.standard is not None else (self.vector_dim or 0) if self.keep_vectors else 0
 
 
@@ -218,6 +226,7 @@ __all__ = [
     "ITEM_ID",
     "MISSING_LABEL",
     "NAME_PATTERN",
+    "WEIGHTS",
     "Feature",
     "Impressions",
     "Kind",

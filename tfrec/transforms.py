@@ -138,6 +138,15 @@ class Standard(_Spec):
         return np.clip((values - self.mean) / self.deviation, -MOST_DEVIATIONS, MOST_DEVIATIONS).astype(np.float32)
 
 
+def scaled_weights(weights: Vectors) -> Vectors:
+    """Weights `(N, M)` of a row's values times the power of two that puts the largest into 0.5..1, itself left out.
+
+    Only their ratios count; scaled so they fit the float16 of an item table, and scaling them twice changes nothing.
+    """
+    _, exponents = np.frexp(weights.max(axis=1, keepdims=True))
+    return np.ldexp(weights, -exponents).astype(np.float32)
+
+
 class Quantizer(_Spec):
     """What quantisers of vectors have in common: fitted float32 arrays in an .npz, `mean (d,)` among them.
 
@@ -374,10 +383,11 @@ def read_values(path: Path) -> list[str]:
     """Reads what `write_values` wrote."""
     text = path.read_text(encoding="utf-8")
     lines = text.split("\n")[:-1]
-    return [_unescaped(line) if "\\" in line else line for line in lines]
+    return [unescaped(line) if "\\" in line else line for line in lines]
 
 
-def _unescaped(line: str) -> str:
+def unescaped(line: str) -> str:
+    """The value that a line stands for."""
     return "" if line.startswith(_NO_VALUE) else re.sub(r"\\(.)", lambda match: _UNESCAPES[match[1]], line)
 
 

@@ -34,6 +34,7 @@ ITEM_FEATURES = [
     {"name": "maker", "kind": "categorical", "column": "brand", "hash_buckets": 3},
     {"name": "grade", "kind": "categorical", "column": "brand", "vocabulary": ["brand2", "unseen", "brand0"]},
     {"name": "offer", "kind": "categorical", "cross": ["brand", "price"], "hash_buckets": 1000},
+    {"name": "blend", "kind": "categorical", "multivalued": True, "max_values": 3, "weight_separator": ":"},
 ]
 
 
@@ -63,6 +64,7 @@ def make_items(num_items=22):
             "item_id": f"i{n}",
             "brand": None if n == 3 else f"brand{n % 4}",
             "tags": [f"tag{n % 5}", f"tag{n % 3}", "all", "cut"] if n % 6 else [],
+            "blend": [f"tag{n % 5}:{0.3 * n + 0.1:.2f}", f"tag{n % 3}", "all:1e-3"] if n % 6 else None,
             "price": None if n == 4 else float(n),
             "image": None if n == 5 else rng.normal(size=4).round(3).tolist(),
             "title": "" if n == 6 else f"red thing number{n % 4} word{n % 3}",

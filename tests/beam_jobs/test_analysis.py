@@ -6,12 +6,12 @@ import pytest
 
 from beam_jobs.analysis import fit_item_feature, fit_item_ids, rank_values
 from beam_jobs.arranging import ITEM_IDS
-from beam_jobs.encoding import encode_column
+from beam_jobs.encoding import code_map, encode_column
 from beam_jobs.parts import sample_by_hash
 from beam_jobs.staging import encode_texts, factorize, write_item_ids
 from tfrec.config import FeatureConfig, ItemIds
 from tfrec.errors import UserError
-from tfrec.transforms import read_values
+from tfrec.transforms import Vocabulary, read_values, write_values
 
 
 def make_staging(folder, items, train_counts, seen=()):
@@ -54,9 +54,19 @@ def test_the_catalogue_is_the_items_file_and_every_item_of_an_event(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "expected"), [({"min_count": 1}, ["new", "i0", "i1"]), ({"max_size": 2}, ["new", "i0"])]
 )
-def test_rare_items_leave_the_catalogue(tmp_path, settings, expected):
+def test_rare_items_leave_the_catalogue(tmp_path, settings, expected, caplog):
     staging = make_staging(tmp_path, make_items(x=[1, 2, 3]), {"i1": 5, "new": 7, "i0": 5}, seen=["late"])
     assert fit_item_ids(staging, ItemIds(**settings))[0].to_list() == expected
+    line = "item ids: 5, more than `features.item_id.max_size` (2); those of the fewest training events are unknown"
+    assert [record.getMessage() for record in caplog.records] == ([line] if "max_size" in settings else [])
+
+
+def test_a_vocabulary_is_read_with_its_escapes(tmp_path):
+    values = ["plain", "two\nlines", "back\\slash", "", "tab\t", '"quoted",x', " ", "\u2028", "null"]
+    write_values(tmp_path / "v.txt", values)
+    known = Vocabulary(file="v.txt", size=len(values) + 2)
+    asked = pl.Series([value for value in values if value] + ["other"])
+    assert code_map(asked, known, tmp_path).tolist() == [2, 3, 4, 6, 7, 8, 9, 10, 1, 1]
 
 
 def test_a_catalogue_of_nothing_is_refused(tmp_path):

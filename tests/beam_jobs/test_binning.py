@@ -1,7 +1,11 @@
+import math
+
 import numpy as np
+import polars as pl
 import pytest
 
-from beam_jobs.binning import fit_bins, fit_standard
+from beam_jobs.binning import fit_bins, fit_standard, rank_error
+from beam_jobs.hashing import bottom_k, hash_ids
 from tfrec.config import FeatureConfig
 
 
@@ -43,3 +47,15 @@ def test_numbers_are_standardised_by_mean_and_deviation():
     np.testing.assert_allclose(values, [0, 1, 10, -10, np.nan], rtol=1e-6)
     assert fit_standard(np.array([2.0, 2.0])).encode(np.array([3.0])).tolist() == [1.0]
     assert fit_standard(np.zeros(0)).encode(np.array([3.0])).tolist() == [3.0]
+
+
+def test_quantiles_of_a_bottom_k_sample_lie_within_the_stated_rank_error():
+    size, sample = 200_000, 2_000
+    values = np.sort(np.random.default_rng(2).lognormal(size=size))  # the place is the rank
+    hashes = hash_ids(pl.Series([f"user {n}" for n in range(size)]))
+    chosen = values[bottom_k(hashes, sample)]
+    places = np.searchsorted(values, boundaries(chosen, bins=100))
+    errors = np.abs(places / size - np.arange(1, 100) / 100)
+    assert 0.005 < errors.max() < rank_error(sample)
+    assert rank_error(sample) == pytest.approx(math.sqrt(math.log(2e6) / 4000) + 0.0005)
+    assert round(rank_error(200_000), 3) == 0.006

@@ -89,7 +89,7 @@ def vocabularies(directory):
 
 def test_no_id_moves_and_new_values_come_behind(old, grown):
     before, after = vocabularies(old), vocabularies(grown)
-    assert before.keys() == after.keys() == {"item_id", "brand", "tags", "grade", "country", "device"}
+    assert before.keys() == after.keys() == {"item_id", "brand", "tags", "blend", "grade", "country", "device"}
     for name, values in before.items():
         kept = ["" if name == "item_id" and value in FORGOTTEN_ITEMS else value for value in values]
         assert after[name][: len(values)] == kept, name

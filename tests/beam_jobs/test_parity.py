@@ -25,9 +25,15 @@ def raw_value(feature, value, directory):
         if feature.encoder is not None:
             return feature.encoder.encode([value], directory)[0]
         return np.full(feature.vector_dim, np.nan) if value is None else value
+    if feature.weight_separator is not None:
+        value = [one.partition(":")[0] for one in value or []]
     if feature.multivalued:
         return ([*(value or [])] + [""] * feature.num_codes)[: feature.num_codes]
     return (np.nan if value is None else value) if feature.kind == "numerical" else value or ""
+
+
+def rows_of(rows, examples):
+    return [rows[example["item_id"][0].decode()] for example in examples]
 
 
 def saved(module, specs, path):
@@ -51,8 +57,15 @@ def test_items_have_the_codes_that_a_saved_model_gives(dataset, tmp_path):
         column = one.feature.column
         values = [raw_value(one.feature, rows[each["item_id"][0].decode()][column], dataset) for each in examples]
         inputs[name] = tf.constant(values, specs[name].dtype)
-    stored = module.coder.vectors(inputs, "price").numpy()
-    np.testing.assert_array_equal(stored, [example["vector_price"] for example in examples])
+    weights = [[float(one.partition(":")[2] or 1) for one in row["blend"] or []] for row in rows_of(rows, examples)]
+    inputs["blend_weights"] = tf.constant([(one + [0.0] * 3)[:3] for one in weights], tf.float32)
+    for name in ("price", "blend"):
+        stored = module.coder.vectors(inputs, name).numpy()
+        np.testing.assert_array_equal(stored, [example[f"vector_{name}"] for example in examples], name)
+    for example, given in zip(examples, weights, strict=True):
+        expected = np.array(given or [1.0]) / max(given or [1.0])
+        found_weights = np.array(example["vector_blend"])
+        np.testing.assert_allclose(found_weights[: len(expected)] / found_weights.max(), expected, rtol=1e-6)
     found = code(**inputs)
     assert set(found) == {feature.name for feature in schema.side("item")} - {"item_id"}
     for name, codes in found.items():

@@ -200,3 +200,16 @@ def test_rows_of_a_file_of_vectors_become_vectors(tmp_path):
         "is a row of v.npy with a NaN or an infinity",
         "must be a whole number",
     ]
+
+
+def test_values_with_weights_become_values_and_weights():
+    frame = pl.DataFrame({ROW: [1, 2, 3, 4, 5, 6], "tags": ["a:b:2|c", "", "a:x", "a:0", ":1", "c:1e-3| |d:5|e:6"]})
+    options = {"separator": "|", "max_values": 2, "weight_separator": ":"}
+    fields = [Field("item_t", "tags", "texts", **options), Field("item_t_weights", "tags", "weights", **options)]
+    checked, passes, rejects = check_batch(frame, fields, "f")
+    rows = [0, 1, 5]
+    assert checked["item_t"][rows].to_list() == [["a:b", "c"], None, ["c", "d"]]
+    assert checked["item_t_weights"][rows].to_list() == [[2, 1], None, [np.float32(1e-3), 5]]
+    assert passes.to_list() == [True, True, False, False, False, True]
+    number, alone = "a weight must be a finite number above 0", "a weight must stand behind a value"
+    assert rejects["rule"].to_list() == [number, number, alone]

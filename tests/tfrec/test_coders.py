@@ -235,3 +235,14 @@ def test_multivalued_input_has_a_fixed_width(tmp_path, width):
     assert encode.signature("f", events=True).shape.as_list() == [None, None, 3]
     with pytest.raises(tf.errors.InvalidArgumentError, match="f: give 3 values, padded with empty strings"):
         encode(tf.fill([2, width], "a"))
+
+
+def test_weights_stand_where_their_values_codes_do(tmp_path):
+    feature = _feature(vocabulary(tmp_path, ["a", "b"]), multivalued=True, num_codes=3, weight_separator=":")
+    encode = FeatureCoder(feature, tmp_path)
+    values = tf.constant([["", "b", "a"], ["a", "x", "b"], [""] * 3])
+    found = encode.weights(values, tf.constant([[7.0, 3.0, 1.5], [1e-3, 8.0, 7.99], [1.0, 2.0, 3.0]])).numpy()
+    np.testing.assert_array_equal(found[[0, 2]], [[0.75, 0.375, 0], [0.5, 0, 0]])
+    np.testing.assert_allclose(found[1], np.array([1e-3, 8, 7.99]) / 16, rtol=1e-6)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="f: give 3 weights, one a value"):
+        encode.weights(values, tf.ones([3, 2]))

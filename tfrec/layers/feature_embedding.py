@@ -15,9 +15,9 @@ class FeatureEmbedding(keras.layers.Layer):
     """Embeds the codes of one feature as one vector, in one of four ways.
 
     One code: its row. Several codes of one table (a multi-valued feature): the mean of the rows of those that are not
-    padding. Several tables (a quantised vector): one a group, the rows of width D / groups concatenated (HeterRec's
-    multimodal tokens), or one a level, the rows summed (residual codes). The tables lie one below the other in one
-    weight.
+    padding, by weight where there are weights. Several tables (a quantised vector): one a group, the rows of width D /
+    groups concatenated (HeterRec's multimodal tokens), or one a level, the rows summed (residual codes). The tables lie
+    one below the other in one weight.
 
     Args:
         table_sizes: sequence of int. Rows of each table.
@@ -26,7 +26,8 @@ class FeatureEmbedding(keras.layers.Layer):
         combiner: str. `"concatenate"` or `"sum"`, of several tables. Defaults to `"concatenate"`.
         embeddings_initializer: str or None. None is a truncated normal of standard deviation 0.02. Defaults to None.
 
-    Input: codes `(..., num_codes)` int.
+    Input: codes `(..., num_codes)` int; of a multi-valued feature also weights `(..., num_codes)`, not negative, which
+        count alike where all are 0. Defaults to none.
     Output: `(..., D)`; zeros where all codes are padding.
 
     Example:
@@ -76,7 +77,7 @@ class FeatureEmbedding(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, codes: Tensor) -> Tensor:
+    def call(self, codes: Tensor, weights: Tensor | None = None) -> Tensor:
         mask = ops.cast(codes != PADDING, self.compute_dtype)[..., None]  # (..., num_codes, 1)
         if len(self.table_sizes) > 1:
             offsets = np.cumsum([0, *self.table_sizes[:-1]], dtype="int32")
@@ -87,6 +88,10 @@ class FeatureEmbedding(keras.layers.Layer):
         if self.num_codes == 1:
             return ops.take(self.embeddings, codes[..., 0], axis=0) * mask[..., 0, :]
         rows = ops.take(self.embeddings, codes, axis=0)
+        if weights is not None:
+            given = ops.cast(weights, self.compute_dtype)[..., None] * mask
+            mask = ops.where(ops.sum(given, axis=-2, keepdims=True) > 0, given, mask)
+            return ops.sum(rows * mask, axis=-2) / ops.maximum(ops.sum(mask, axis=-2), keras.config.epsilon())
         return ops.sum(rows * mask, axis=-2) / ops.maximum(ops.sum(mask, axis=-2), 1)
 
     def get_config(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class ItemTokens(keras.layers.Layer):
             columns among an item's codes, and where it has several tables `combiner`.
         embedding_dim: int. Width of a token.
 
-    Input: codes `(..., C)` int.
+    Input: codes `(..., C)` int; weights, of multi-valued features by name `(..., num_codes)`. Defaults to none.
     Output: `(..., K, D)`.
 
     Reference: Deng et al., 2025, arXiv:2503.01469, section 2.3.
@@ -47,11 +47,11 @@ class ItemTokens(keras.layers.Layer):
             embedding.build()
         self.built = True
 
-    def call(self, codes: Tensor) -> Tensor:
+    def call(self, codes: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         tokens = []
         for feature in self.features:
             columns = codes[..., feature["start"] : feature["start"] + feature["num_codes"]]
-            tokens.append(self.embeddings[feature["name"]](columns))
+            tokens.append(self.embeddings[feature["name"]](columns, (weights or {}).get(feature["name"])))
         return ops.stack(tokens, axis=-2)  # (..., K, D)
 
     def get_config(self) -> dict[str, Any]:

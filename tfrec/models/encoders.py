@@ -30,10 +30,11 @@ MAX_TABLE = 4096
 
 
 def item_table(schema: Schema, vector_features: Sequence[str] = ()) -> ItemTable:
-    """An empty item table of the schema's size, with the vectors of the features named and all standardised values."""
+    """An empty item table of the schema's size, with vectors of the features named, standardised values and weights."""
     num_columns = sum(feature.num_codes for feature in schema.side("item"))
     vector_dims = {name: schema.feature(name).vector_dim or 0 for name in vector_features}
-    vector_dims |= {feature.name: 1 for feature in schema.side("item") if feature.standard is not None}
+    beside_codes = [one for one in schema.side("item") if one.standard is not None or one.weight_separator is not None]
+    vector_dims |= {feature.name: feature.stored_dim for feature in beside_codes}
     return ItemTable(schema.num_items, num_columns, vector_dims, name="item_table")
 
 
@@ -56,7 +57,8 @@ def chosen_features(schema: Schema, item_features: ItemFeatures) -> tuple[Featur
 class ItemEmbedder(keras.layers.Layer):
     """Items to their tokens: looks up codes, hides ids in training, embeds each feature.
 
-    To the embedding of a number's bin a vector times its standardised value is added, where the dataset has it.
+    To the embedding of a number's bin a vector times its standardised value is added, where the dataset has it; values
+    with weights are averaged by them.
 
     Args:
         schema: Schema. Of the dataset.
@@ -107,6 +109,7 @@ class ItemEmbedder(keras.layers.Layer):
             if feature.name not in self.projected_vectors
         ]
         self.standardised = [feature.name for feature in features if feature.standard is not None]
+        self.weighted = [feature.name for feature in features if feature.weight_separator is not None]
         self.id_dropout = ItemIdDropout(item_id_dropout, name="id_dropout")
 
     @property
@@ -139,7 +142,7 @@ class ItemEmbedder(keras.layers.Layer):
         if self.id_dropout.rate and len(self.feature_names) > 1:
             codes = self._without_untrained(codes)
         codes = self.id_dropout(codes, training=training)
-        tokens = self.tokens(codes)
+        tokens = self.tokens(codes, {name: self.table.vectors(items, name) for name in self.weighted})
         if self.slopes:
             tokens = self._with_values(items, tokens)
         if self.projections:

@@ -97,6 +97,16 @@ def test_multivalued_codes_are_averaged_without_padding(tmp_path):
     np.testing.assert_allclose(run(layer, codes), expected, atol=1e-7)
 
 
+def test_weighted_codes_are_averaged_by_weight():
+    codes = np.array([[2, 3, 0], [0, 0, 0], [4, 4, 1], [2, 3, 0]], np.int32)
+    weights = np.array([[0.75, 0.25, 9], [1, 1, 1], [0.5, 0.25, 1], [0, 0, 0]], np.float32)  # padding's do not count
+    layer = FeatureEmbedding((5,), 4, 3)
+    found = run(layer, {"codes": codes, "weights": weights})
+    rows = np.asarray(layer.weights[0])
+    expected = [(3 * rows[2] + rows[3]) / 4, np.zeros(4), (3 * rows[4] + 4 * rows[1]) / 7, (rows[2] + rows[3]) / 2]
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
 def test_quantised_codes_are_concatenated_from_a_table_each(tmp_path):
     codes = {"codes": np.array([[[2, 2]], [[3, 0]], [[1, 6]]], np.int32)}
     layer = check_layer(lambda **kw: FeatureEmbedding((5, 7), 6, 2, **kw), codes, (3, 1, 6), tmp_path)

@@ -47,6 +47,13 @@ def make_schema(*, has_time=True, event_types=("view", "buy"), keep_vectors=True
     )
 
 
+def with_weights(schema):
+    """The same with weights of tags."""
+    tags = schema.feature("tags").model_copy(update={"weight_separator": ":"})
+    features = tuple(tags if feature.name == "tags" else feature for feature in schema.features)
+    return schema.model_copy(update={"features": features})
+
+
 def make_catalogue():
     rng = np.random.default_rng(0)
     codes = np.concatenate(
