@@ -17,13 +17,11 @@ def of_users(schema, *, objective=None, request_time=False, width: int = 4):
 def test_models_are_known_by_name():
     assert set(MODELS) >= {"heterrec", "hstu", "popularity", "sasrec"}
     for name in MODELS:
-        model = build(make_schema(labels=("click",)), {"name": name, "history_length": 9}, request_time=True)
+        ranks = is_ranking(resolve(name))
+        model = build(make_schema(labels=("click",)), {"name": name, "history_length": 9}, request_time=not ranks)
         assert model.history_length == 9
         assert model.name == name
-        if is_ranking(resolve(name)):
-            assert model.labels == ("click",)
-        else:
-            assert model.request_time is True
+        assert model.labels == ("click",) if ranks else model.request_time is True
 
 
 def test_own_model_is_named_by_module_and_function():
