@@ -78,4 +78,4 @@ def test_clicks_are_learnt(config, dataset, tmp_path):
     low, _ = found.confidence_intervals["auc"]
     assert low > 0.5
     assert found.metrics["normalised_entropy"] < 1.02
-    assert found.calibration["click"]["ratio"] == pytest.approx(1, abs=0.3)
+    assert 1 < found.calibration["click"]["ratio"] < 2  # judged as if all stood first, where more is clicked
