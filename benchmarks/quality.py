@@ -82,6 +82,7 @@ TABLES = {
         (
             Row("popularity", "popularity_amazon_beauty"),
             *_rows("amazon_beauty", "gru4rec", "bert4rec", "pinnerformer"),
+            Row("two_tower", "two_tower_amazon_beauty", 3, against="sasrec"),
             Row("sasrec", "sasrec_amazon_beauty", 3),
             Row("hstu", "hstu_amazon_beauty", 1, against="sasrec"),
             Row("heterrec", "heterrec_amazon_beauty", 3, against="sasrec"),
@@ -93,6 +94,7 @@ TABLES = {
         (
             Row("popularity", "popularity_online_retail"),
             *_rows("online_retail", "gru4rec", "bert4rec", "pinnerformer"),
+            Row("two_tower", "two_tower_online_retail", 3, against="sasrec"),
             Row("sasrec", "sasrec_online_retail"),
             *_rows("online_retail", "hstu", "heterrec"),
         ),

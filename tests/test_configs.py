@@ -15,7 +15,7 @@ from tfrec.models import check_options, resolve
 from tfrec.objectives import build_objective
 
 FOLDER = Path(__file__).parents[1] / "configs"
-MODELS = ("heterrec", "sasrec", "hstu", "popularity")
+MODELS = ("heterrec", "sasrec", "hstu", "popularity", "two_tower")
 BASELINES = ("bert4rec", "gru4rec", "pinnerformer")
 DATASETS = ("shop", "amazon_beauty", "movielens_1m", "online_retail")
 

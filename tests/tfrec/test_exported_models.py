@@ -21,6 +21,7 @@ CONFIGS = {
     "hstu": {"model": SMALL | {"name": "hstu", "num_blocks": 1, "time_bias": True}},
     "heterrec": {"model": HETERREC},
     "heterrec_request_time": {"model": HETERREC, "features": {"request_time": True}},
+    "two_tower": {"model": SMALL | {"name": "two_tower"}},
     "heterrec_without_mfk": {"model": HETERREC | {"ablation": "without_mfk"}},
 }
 SIGNATURES = {"serving_default", "recommend", "encode_user", "encode_item", "similar_items"}

@@ -39,6 +39,7 @@ MODELS = {
     "popularity": "tfrec.models.popularity:popularity",
     "sasrec": "tfrec.models.sasrec:sasrec",
     "sasrec_ranking": "tfrec.models.sasrec_ranking:sasrec_ranking",
+    "two_tower": "tfrec.models.two_tower:two_tower",
     "wukong": "tfrec.models.wukong:wukong",
 }
 _OWN_ARGUMENTS = ("schema", "objective", "request_time", "labels")

@@ -203,10 +203,12 @@ class EventContext(keras.layers.Layer):
         schema: Schema. Of the dataset.
         embedding_dim: int. Width.
         event_types: bool. Whether the type of an event is embedded, where the log has types.
-        user_features: str. `"prefix"`: one token before the history; `"add"`: added to every event; `"none"`.
+        user_features: str. `"prefix"`: one token before the history; `"add"`: added to every event; `"tower"`: left
+            apart, for a tower behind the history; `"none"`.
 
     Input: a batch with `event_type`, `event_<name>` `(B, L)` or `(B, L, M)`, `user_<name>` `(B,)` or `(B, M)`.
-    Output: dict with `event` `(B, L, D)`, where there is something to add to events, and `prefix` `(B, 1, D)`.
+    Output: dict with `event` `(B, L, D)`, where there is something to add to events, and `prefix` or `tower`
+    `(B, 1, D)`.
     """
 
     def __init__(
@@ -215,7 +217,7 @@ class EventContext(keras.layers.Layer):
         embedding_dim: int,
         *,
         event_types: bool = True,
-        user_features: UserFeatures = "prefix",
+        user_features: UserFeatures | Literal["tower"] = "prefix",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -233,7 +235,12 @@ class EventContext(keras.layers.Layer):
     @property
     def prefix_length(self) -> int:
         """1 where there is a prefix token, else 0."""
-        return int(self.user_features == "prefix" and any(key.startswith("user_") for key in self.tables))
+        return int(self.user_features == "prefix" and self.has_user)
+
+    @property
+    def has_user(self) -> bool:
+        """Whether users have features that are embedded."""
+        return any(key.startswith("user_") for key in self.tables)
 
     def build(self, batch_shape: Any = None) -> None:
         for table in self.tables.values():
@@ -243,9 +250,9 @@ class EventContext(keras.layers.Layer):
     def call(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         event = [self._embed(key, batch, 2) for key in self.tables if key.startswith("event_")]  # each (B, L, D)
         user = [self._embed(key, batch, 1)[:, None] for key in self.tables if key.startswith("user_")]  # (B, 1, D)
-        outputs = {}
-        if user and self.prefix_length:
-            outputs["prefix"] = sum(user[1:], user[0])
+        outputs: dict[str, Tensor] = {}
+        if user and self.user_features != "add":
+            outputs[self.user_features] = sum(user[1:], user[0])
         elif user:
             event += user
         if event:
@@ -324,16 +331,19 @@ class SequenceEncoder(keras.layers.Layer):
         self.built = True
 
     def call(self, batch: dict[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
-        # Embed events
-        valid_mask = self.valid_mask(batch)
         context = self.context(batch)
-        x = self.embed_events(batch, context, training) * self.embedding_dim**0.5
+        events = self.embed_events(batch, context, training) * self.embedding_dim**0.5
+        x = self.encode(events, batch, context, training)
+        return {"state": finish_state(x, self.valid_mask(batch), self.normalize)}
+
+    def encode(self, x: Tensor, batch: dict[str, Tensor], context: dict[str, Tensor], training: bool | None) -> Tensor:
+        """Embedded events through the blocks, `(B, L, D)`."""
         if self.position is not None:
             x = x + self.position(x)
         time_gap = time_gaps(batch, self.context.prefix_length) if self.time_bias else None
 
         # Put the user in front
-        mask = valid_mask
+        mask = self.valid_mask(batch)
         if "prefix" in context:
             x = ops.concatenate([context["prefix"] * self.embedding_dim**0.5, x], axis=1)  # (B, 1 + L, D)
             mask = ops.pad(mask, ((0, 0), (1, 0)), constant_values=True)
@@ -342,7 +352,7 @@ class SequenceEncoder(keras.layers.Layer):
         x = self.input_dropout(x, training=training) * ops.cast(mask, x.dtype)[..., None]
         for block in self.blocks:
             x = block(x, mask, time_gap, training=training)
-        return {"state": finish_state(x[:, self.context.prefix_length :], valid_mask, self.normalize)}
+        return x[:, self.context.prefix_length :]
 
     def valid_mask(self, batch: dict[str, Tensor]) -> Tensor:
         """The places that hold something, `(B, L)` bool."""

@@ -22,6 +22,7 @@ OBJECTIVES = {
     "listwise_multi_step": "tfrec.objectives.listwise_multi_step:ListwiseMultiStep",
     "masked_item": "tfrec.objectives.masked_item:MaskedItem",
     "multi_step": "tfrec.objectives.multi_step:MultiStep",
+    "retrieval": "tfrec.models.two_tower:Retrieval",
     "sampled_softmax": "tfrec.objectives.sampled_softmax:SampledSoftmax",
 }
 

@@ -69,9 +69,7 @@ class Negatives:
             "negative_row": np.maximum(negative_row, 0),
         }
         if self.mask_own:
-            own = np.zeros((batch["item"].shape[0], len(rows.items) + 1), bool)
-            np.put_along_axis(own, rows.rows(batch["item"]), True, axis=1)  # row -1 (absent) falls on the last column
-            own[:, -1] = True  # which is where negatives that are padding or unknown stand
+            own = rows.within(batch["item"])
             prepared["negative_valid"] = ~_own_of(own, negative_row, packed["position"], batch["item"].shape[1] - 1)
         return prepared
 

@@ -56,7 +56,8 @@ class ItemRows:
     """Numbers the distinct real items of several id arrays, so that each is encoded once.
 
     `items` `(M,)` int32 are the distinct ids above 1 in rising order, padded with 0 to a size of which an octave has
-    four; `rows(ids)` gives the place of each id in `items`, -1 for ids that are not there.
+    four; `rows(ids)` gives the place of each id in `items`, -1 for ids that are not there; `within(ids)` says which
+    of `items` stand in each row of `ids`.
     """
 
     def __init__(self, arrays: list[np.ndarray], num_items: int) -> None:
@@ -74,6 +75,13 @@ class ItemRows:
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """The row of each id, -1 where the id is padding, unknown or in none of the arrays."""
         return self._row[ids]
+
+    def within(self, ids: np.ndarray) -> np.ndarray:
+        """Whether each row of ids `(B, T)` holds each item, `(B, M + 1)` bool; the last column, row -1, is True."""
+        found = np.zeros((len(ids), len(self.items) + 1), bool)
+        np.put_along_axis(found, self.rows(ids), True, axis=1)
+        found[:, -1] = True
+        return found
 
 
 def _round_up(count: int, multiple: int) -> int:

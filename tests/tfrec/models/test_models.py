@@ -9,7 +9,7 @@ from tests.tfrec.models.made import NUM_ITEMS, SIZES, make_batch, make_catalogue
 from tfrec.errors import UsageError
 from tfrec.models import build
 
-NEXT_ITEM = ("gru4rec", "heterrec", "hstu", "pinnerformer", "sasrec")
+NEXT_ITEM = ("gru4rec", "heterrec", "hstu", "pinnerformer", "sasrec", "two_tower")
 MASKED = ("bert4rec", "hpgr_pretrain")
 TRAINED = (*NEXT_ITEM, *MASKED)
 RETRIEVAL = (*TRAINED, "popularity")
@@ -29,7 +29,10 @@ SMALL = {
     "pinnerformer": {"embedding_dim": 8, "history_length": 16, "dropout": 0.0},
     "sasrec": {"embedding_dim": 8, "history_length": 16, "dropout": 0.0},
     "popularity": {"history_length": 16},
+    "two_tower": {"embedding_dim": 8, "history_length": 16, "tower_units": [12], "dropout": 0.0},
 }
+ONLY_TENSORFLOW = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="its task is TensorFlow's")
+LEARNERS = [pytest.param(name, marks=ONLY_TENSORFLOW if name == "two_tower" else ()) for name in TRAINED]
 
 
 def make(name, schema=None, objective=None, *, request_time=False, random=True, **options):
@@ -67,6 +70,9 @@ def expected_parameters(name):
         block = d * 4 * d + (d * d + d) + (2 * 16 - 1) + 129
         return inputs + NUM_ITEMS * d + 2 * block
     features = (NUM_ITEMS + SIZES["brand"] + SIZES["tags"]) * d + 2 * (2 + 3**2) * d // 2
+    if name == "two_tower":  # no positions; towers over history, event and user, and over four features
+        towers = (3 * d * 12 + 12) + (4 * d * 12 + 12) + 2 * (12 * d + d)
+        return inputs - 16 * d + segment * d + features + towers
     if name == "pinnerformer":
         return inputs + features + (2 * 5 + 1) * d + d + 2 * block_parameters(d, 4 * d)
     blocks = 2 * (block_parameters(d, 12) + 129 * 2)
@@ -83,11 +89,12 @@ OBJECTIVES = {
     "hstu": {"num_negatives": 32},
     "pinnerformer": {"num_negatives": 32},
     "sasrec": {"num_negatives": 32},
+    "two_tower": {"num_uniform_negatives": 32},
 }
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_model_battery(name, tmp_path):
     schema = make_schema()
     batches = [make_batch(schema, 64, 16), make_batch(schema, 64, 8, seed=1)]
@@ -175,7 +182,7 @@ def test_padding_rows_are_zero_and_padding_columns_change_nothing(name):
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_gradients_are_finite_with_rows_of_padding(name):
     model, batch = make(name, objective=OBJECTIVES[name]), make_batch(make_schema(), 6, 8)
     batch = {key: value.copy() for key, value in batch.items()}
@@ -287,6 +294,18 @@ CHANGES = {
         {"ablation": "without_mfk"},
         {"ablation": "without_hct"},
     ],
+    "two_tower": [
+        {"history_encoder": "gru"},
+        {"history_encoder": "transformer"},
+        {"tower_units": []},
+        {"position_embedding": True},
+        {"latest_event": False},
+        {"normalize": False},
+        {"item_features": ["item_id", "brand"]},
+        {"user_features": "none"},
+        {"event_types": False},
+        {"activation": "gelu"},
+    ],
 }
 
 
@@ -301,6 +320,24 @@ def base_states(name):
 def test_every_option_changes_the_model(name, change):
     difference = np.abs(base_states(name) - encode(make(name, **change), make_query(make_schema())))
     assert difference.max() > 1e-5  # float32 noise is below 1e-6
+
+
+@pytest.mark.parametrize(
+    ("history_encoder", "change"),
+    [
+        ("gru", {"num_blocks": 2}),
+        ("gru", {"intermediate_dim": 5}),
+        ("transformer", {"num_blocks": 2}),
+        ("transformer", {"intermediate_dim": 5}),
+        ("transformer", {"num_heads": 4}),
+        ("transformer", {"position_embedding": False}),
+    ],
+    ids=str,
+)
+def test_every_option_of_a_history_encoder_changes_two_tower(history_encoder, change):
+    query = make_query(make_schema())
+    plain, changed = (make("two_tower", history_encoder=history_encoder, **more) for more in ({}, change))
+    assert np.abs(encode(plain, query) - encode(changed, query)).max() > 1e-5
 
 
 @pytest.mark.parametrize("name", TRAINED)

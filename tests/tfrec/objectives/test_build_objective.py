@@ -19,6 +19,15 @@ OPTIONS = {
         "num_negatives": 9,
     },
     "multi_step": {"num_steps": 4, "negatives": "same_step", "null_logit": False},
+    "retrieval": {
+        "temperature": 0.1,
+        "num_uniform_negatives": 3,
+        "log_q": False,
+        "remove_accidental_hits": False,
+        "mask_own": False,
+        "num_hard_negatives": 4,
+        "group_size": 9,
+    },
     "sampled_softmax": {"num_negatives": 5, "negatives": "shared"},
 }
 
