@@ -91,6 +91,14 @@ def test_training_again_gives_the_same_bits(trained, tmp_path):
     assert (tmp_path / "run" / name).read_text() == (trained / name).read_text()
 
 
+def test_training_starts_from_another_run(trained, tmp_path):
+    config = configure(load_run(trained).config.data.out, epochs=1, initialize_from=str(trained))
+    train(config, tmp_path / "run", progress=False)
+    first, *_ = (trained / "logs/metrics.jsonl").read_text().splitlines()
+    gone_on = (tmp_path / "run/logs/metrics.jsonl").read_text()
+    assert json.loads(gone_on)["loss"] < 0.8 * json.loads(first)["loss"]
+
+
 class WithoutSeen:
     """A top-k layer of TensorFlow Recommenders that leaves out each query's own exclusions."""
 
