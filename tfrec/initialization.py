@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tfrec.columns import Catalogue
 from tfrec.config import CONFIG, Config, load
 from tfrec.data import Dataset
-from tfrec.errors import UserError
+from tfrec.errors import UsageError, UserError
 from tfrec.models import build
 from tfrec.models.shells import RankingModel
 from tfrec.runs import WEIGHTS, check_weights, load_weights, read_record
@@ -29,7 +29,8 @@ from tfrec.transforms import FIRST_VALUE, Quantizer, Vocabulary
 
 _LINEAGE = "lineage"
 _SESSIONS = "session_enhancement"
-_INHERITED = {"embedder": "embedder", "frozen_embedder": "embedder", _SESSIONS: _SESSIONS}  # layer -> what it starts as
+_FROZEN = "frozen_embedder"
+_INHERITED = {"embedder": "embedder", _FROZEN: "embedder", _SESSIONS: _SESSIONS}  # layer -> what it starts as
 _NEIGHBOURS = 10
 _ROWS_AT_ONCE = 256
 
@@ -80,6 +81,19 @@ def initialize(model: keras.Model, config: Config, dataset: Dataset, source: Pat
             trained = _grown(trained, ops.convert_to_numpy(new[key]), table, dataset)
         new[key].assign(trained)
     return [] if other == name else [new[key] for key in pairs if new[key].trainable]
+
+
+def check_fresh(model: keras.Model) -> None:
+    """Refuses to train a model that compares by item embeddings which it inherits, without a run to inherit from.
+
+    Raises:
+        UsageError: the model has frozen item embeddings.
+    """
+    if any(_FROZEN in key.split("/") for key in _variables(model)):
+        raise UsageError(
+            "`training.initialize_from`: must name a run of `hpgr_pretrain`, whose item embeddings PGSA compares by; "
+            "without one set `model.preference_embeddings: live`."
+        )
 
 
 def _shared(

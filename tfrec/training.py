@@ -24,7 +24,7 @@ from tfrec.config import CONFIG, Config, load, suggest
 from tfrec.data import Batch, Dataset, prefetch, tf_dataset
 from tfrec.errors import UsageError, UserError, writing
 from tfrec.evaluation import deciding_metric
-from tfrec.initialization import initialize
+from tfrec.initialization import check_fresh, initialize
 from tfrec.metrics import effective_rank, larger_is_better
 from tfrec.optimizers import exclude_from_decay, make_optimizer
 from tfrec.runs import (
@@ -88,8 +88,8 @@ def train(config: Config, out: str | Path, *, progress: bool = True) -> Path:
         inherited: list[keras.Variable] = []
         if config.training.initialize_from is not None:
             inherited = initialize(model, config, dataset, Path(config.training.initialize_from))
-        if hasattr(model, "scorer") and hasattr(model.scorer, "begin"):
-            model.scorer.begin()
+        else:
+            check_fresh(model)
         start_run(directory, config, dataset)
         run = Run(directory, config, dataset.schema, dataset, model)
         _Training(run, display, inherited).to_the_end()

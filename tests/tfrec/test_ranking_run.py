@@ -206,3 +206,22 @@ def test_a_model_without_item_embeddings_is_no_start(data, tmp_path):
     counted = train(configure(data, model={"name": "popularity"}), tmp_path / "counted", progress=False)
     with pytest.raises(UserError, match="a run of popularity, has nothing for `embedder/tokens/item_id_table"):
         train(configure(data, training={"initialize_from": str(counted)}), tmp_path / "run", progress=False)
+
+
+def test_hpgr_compares_by_the_items_of_its_first_stage_and_never_by_random_ones(data, tmp_path):
+    sizes = {"history_length": 12, "embedding_dim": 8, "num_heads": 2, "dropout": 0.0}
+    short = {"epochs": 1, "learning_rate": 0.01}
+    hpgr = {"name": "hpgr", "num_blocks": 1, **sizes}
+    with pytest.raises(UsageError, match="`training.initialize_from`: must name a run of `hpgr_pretrain`"):
+        train(configure(data, model=hpgr, training=short), tmp_path / "run", progress=False)
+    first = {"name": "hpgr_pretrain", "num_blocks": 1, "item_features": "all", **sizes}
+    stage = train(configure(data, model=first, training=short), tmp_path / "first", progress=False)
+    run = train(
+        configure(data, model=hpgr, training={**short, "initialize_from": str(stage)}), tmp_path / "run", progress=False
+    )
+    start, after = named(load_run(stage).model), named(load_run(run).model)
+    frozen = {path: value for path, value in after.items() if "/frozen_embedder/" in path}
+    assert frozen
+    for path, value in frozen.items():
+        part = path.split("/frozen_embedder/")[1]
+        np.testing.assert_array_equal(value, of_part(start, "/embedder/" + part), err_msg=path)
