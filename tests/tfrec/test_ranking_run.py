@@ -212,7 +212,7 @@ def test_hpgr_compares_by_the_items_of_its_first_stage_and_never_by_random_ones(
     sizes = {"history_length": 12, "embedding_dim": 8, "num_heads": 2, "dropout": 0.0}
     short = {"epochs": 1, "learning_rate": 0.01}
     hpgr = {"name": "hpgr", "num_blocks": 1, **sizes}
-    with pytest.raises(UsageError, match="`training.initialize_from`: must name a run of `hpgr_pretrain`"):
+    with pytest.raises(UsageError, match="must name a run of `hpgr_pretrain`"):
         train(configure(data, model=hpgr, training=short), tmp_path / "run", progress=False)
     first = {"name": "hpgr_pretrain", "num_blocks": 1, "item_features": "all", **sizes}
     stage = train(configure(data, model=first, training=short), tmp_path / "first", progress=False)
