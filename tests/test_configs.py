@@ -11,7 +11,7 @@ from beam_jobs import preprocess
 from beam_jobs.recipes import RECIPES
 from tfrec.config import load
 from tfrec.data import Dataset
-from tfrec.models import check_options, resolve
+from tfrec.models import check_options, is_ranking, resolve
 from tfrec.objectives import build_objective
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -73,6 +73,24 @@ def test_models_of_a_data_set_share_the_dataset_and_the_metrics(dataset):
         # What a model sees of the request's time is no part of the dataset.
         assert other.features.model_copy(update={"request_time": first.features.request_time}) == first.features
         assert other.evaluation == first.evaluation
+
+
+def test_impressions_of_the_shop_are_one_dataset():
+    configs = [load(path) for path in sorted(FOLDER.glob("*_shop_impressions.yaml"))]
+    assert len(configs) == 12
+    for config in configs:
+        assert (config.data, config.histories, config.features) == (
+            configs[0].data,
+            configs[0].histories,
+            configs[0].features,
+        )
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_seen_items_are_left_out_only_where_nobody_repeats_one(path):
+    config = load(path)
+    if not is_ranking(resolve(config.model["name"])):
+        assert config.evaluation.filter_seen == (config.data.repeats == "first" or config.data.recipe is None)
 
 
 def test_the_shop_is_made_and_read(tmp_path):
