@@ -5,7 +5,6 @@ With `--from OLD` the new dataset grows from an older one: see `beam_jobs.growth
 
 import argparse
 import logging
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from beam_jobs.filters import keep_frequent
 from beam_jobs.growth import LINEAGE, Growth, check_log, open_growth
 from beam_jobs.histories import HistoryFiles, WriteHistories
 from beam_jobs.items import ItemFiles, WriteItems, count_files, stored_items
-from beam_jobs.options import make_pipeline, pipeline_options
+from beam_jobs.options import pipeline_options, running_pipeline
 from beam_jobs.parts import IMPRESSION_SPLIT
 from beam_jobs.plan import Plan, make_plan
 from beam_jobs.reading import FIRST_TIME, ReadLog, WriteCounts, WriteRejects, first_rejects, read_counts
@@ -63,7 +62,6 @@ EVENTS_A_BUCKET = 500_000
 _MOST_BUCKETS = 4096
 _ITEMS_A_BUCKET = 200_000
 _DAY_SECONDS = 86_400
-_BEAM_SUFFIX = " [while running"  # Beam adds the step to the message of whatever a worker raises
 
 
 def run(
@@ -131,25 +129,6 @@ def _check_target(target: Path) -> None:
 
 
 @contextmanager
-def _pipeline(options: PipelineOptions) -> Iterator[beam.Pipeline]:
-    """A pipeline that runs at the end; a `UserError` of a worker comes out as one, whatever the runner made of it."""
-    beam_logger = logging.getLogger("apache_beam")
-    level = beam_logger.level
-    beam_logger.setLevel(logging.CRITICAL)  # it logs tracebacks of errors that are told by who catches them
-    try:
-        with make_pipeline(options) as pipeline:
-            yield pipeline
-    except (UserError, RuntimeError) as error:
-        text = str(error)
-        found = [text] if isinstance(error, UserError) else re.findall(r"UserError: (.*)", text)
-        if not found:
-            raise
-        raise UserError(found[-1].split(_BEAM_SUFFIX)[0]) from None
-    finally:
-        beam_logger.setLevel(level)
-
-
-@contextmanager
 def _staging(directory: Path) -> Iterator[Path]:
     staging = staging_of(directory)
     staging.mkdir()
@@ -166,7 +145,7 @@ def count_buckets(plan: Plan) -> int:
 
 def read_logs(plan: Plan, staging: Path, directory: Path, num_buckets: int, options: PipelineOptions) -> None:
     """First pipeline: logs to checked rows in buckets, rejects, and the first part of the account."""
-    with _pipeline(options) as pipeline:
+    with running_pipeline(options) as pipeline:
         counts, rejects = [], []
         for log in plan.logs:
             buckets = num_buckets
@@ -194,7 +173,7 @@ def arrange_buckets(
     filters = plan.config.data.filters
     if filters.k_core or filters.min_item_events > 1 or filters.min_user_events > 1:
         _filter_infrequent(staging, filters)
-    with _pipeline(options) as pipeline:
+    with running_pipeline(options) as pipeline:
         names = [bucket_name(bucket) for bucket in range(num_buckets)]
         _ = (
             pipeline
@@ -239,7 +218,7 @@ def _filter_infrequent(staging: Path, filters: Filters) -> None:
 
 def make_impressions(plan: Plan, staging: Path, fitted: Fitted, options: PipelineOptions) -> None:
     """Between the pipelines: impressions of buckets whose log has none."""
-    with _pipeline(options) as pipeline:
+    with running_pipeline(options) as pipeline:
         _ = (
             pipeline
             | "List buckets" >> beam.Create([folder.name for folder in bucket_folders(staging / "arranged")])
@@ -333,7 +312,7 @@ def write_dataset(
     num_files = count_files(len(fitted.train_count) - 2)
     items = ItemFiles(staging, directory, schema.side("item"), schema.display, num_files)
     histories = HistoryFiles(staging, directory, schema, num_buckets)
-    with _pipeline(options) as pipeline:
+    with running_pipeline(options) as pipeline:
         written = (
             pipeline | "Write the catalogue" >> WriteItems(items, plan.items, fitted.train_count),
             pipeline | "Write all histories" >> WriteHistories(histories),

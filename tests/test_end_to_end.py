@@ -61,6 +61,10 @@ def test_raw_logs_become_a_served_answer(logs: Path) -> None:
     answer = run("recommend", "models/shop", *asked, "--k", "3")
     assert "item_" in answer
     assert "item_12" not in answer
+    assert "written" in run("recommend", "models/shop", "--all-users", "datasets/shop", "--out", "recommendations/shop")
+    assert len(list(Path("recommendations/shop").glob("*.parquet"))) == len(
+        list(Path("datasets/shop/histories").iterdir())
+    )
     with ModelServer(Path("models"), rest_port=0, grpc_port=0) as server:
         url = f"http://127.0.0.1:{server.rest_port}/v1/models/shop:predict"
         question = {"history_item_ids": [["item_12", "item_7"]], "history_length": [2]}

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfrec import publishing
+from tfrec.config import suggest
 from tfrec.errors import UserError
 from tfrec.schema import Schema
 
@@ -70,6 +71,9 @@ class PublishedModel:
         event_types: Sequence[str] = (),
         request_time: int | None = None,
         k: int | None = 10,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        where: Mapping[str, Sequence[str]] | None = None,
     ) -> Answer:
         """The k best items after a history.
 
@@ -79,8 +83,13 @@ class PublishedModel:
             event_types: of the events.
             request_time: Unix seconds of the question.
             k: items wanted; the export's own k is the most that there are, and what None gives.
+            allow: these items alone; empty = all.
+            deny: these items not.
+            where: feature of the items -> values, of which an item must have one.
         """
-        return self._ask("recommend", self._inputs("recommend", items, times, event_types, request_time), k)
+        filters = self._filters(allow, deny, where or {})
+        signature = "recommend_filtered" if filters else "recommend"
+        return self._ask(signature, self._inputs(signature, items, times, event_types, request_time) | filters, k)
 
     def rank(
         self,
@@ -104,6 +113,20 @@ class PublishedModel:
         outputs = self._run("rank", inputs | {"candidate_ids": _strings(candidates)})
         pairs = zip(candidates, map(float, outputs["score"][0]), strict=True)
         return sorted(pairs, key=lambda pair: -pair[1])
+
+    def _filters(
+        self, allow: Sequence[str], deny: Sequence[str], where: Mapping[str, Sequence[str]]
+    ) -> dict[str, NDArray[Any]]:
+        """The inputs of `recommend_filtered` that filter, none where nothing is filtered."""
+        known = [feature.name for feature in self._schema.filterable()]
+        for name in where:
+            if name not in known:
+                raise UserError(f"{name}: no feature that items can be filtered by; {suggest(name, known)}")
+        asked = {"allow_item_ids": allow, "deny_item_ids": deny}
+        asked |= {f"allow_{name}": values for name, values in where.items()}
+        if not any(asked.values()):
+            return {}
+        return {name: _strings(asked.get(name) or [""]) for name in self._schema.filter_inputs()}
 
     def similar_items(self, item: str, k: int = 10) -> Answer:
         """The k items most like one.

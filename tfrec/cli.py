@@ -6,10 +6,11 @@ Exit code 0 = done, 1 = failed, 2 = wrong use. A mistake that the user can mend 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tfrec.cli_recommend import recommend
 from tfrec.cli_requests import replay, skew
 from tfrec.errors import UsageError, UserError, mendable
 
@@ -424,56 +425,4 @@ app.command()(replay)
 app.command()(skew)
 
 
-@app.command()
-def recommend(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODELS/NAME", help="A published model; its newest version answers.")
-    ],
-    history: Annotated[str | None, typer.Option(help="Item ids, oldest first: a,b,c.")] = None,
-    times: Annotated[str | None, typer.Option(help="Unix seconds of the history's events: 1700000000,...")] = None,
-    event_types: Annotated[str | None, typer.Option(help="Event types of the history: view,view,cart.")] = None,
-    request_time: Annotated[int | None, typer.Option(help="Unix seconds of the question.")] = None,
-    similar: Annotated[
-        str | None, typer.Option(metavar="ITEM", help="Items like this one, instead of a history.")
-    ] = None,
-    rank_with: Annotated[
-        Path | None, typer.Option(metavar="MODELS/RANKER", help="Ranks all that the model retrieves by another one.")
-    ] = None,
-    k: Annotated[int, typer.Option("--k", min=1, help="Items to show.")] = 10,
-) -> None:
-    """One answer on the terminal, with titles.
-
-    Example: tfrec recommend models/shop --history item_12,item_7 --k 5
-    """
-    if (history is None) == (similar is None):
-        raise UsageError("recommend: give either --history a,b,c or --similar ITEM.")
-    if rank_with is not None and similar is not None:
-        raise UsageError("recommend: --rank-with needs a --history to rank by; leave out --similar.")
-    from tfrec.answers import PublishedModel
-    from tfrec.tables import rows_table
-
-    published = PublishedModel.newest(model)
-    title = f"{model}, version {published.version}"
-    asked: dict[str, Any] = {"times": _seconds(times), "event_types": _items(event_types), "request_time": request_time}
-    if similar is not None:
-        answer, title = published.similar_items(similar, k), f"Items like {similar}"
-    elif rank_with is None:
-        answer = published.recommend(_items(history), k=k, **asked)
-    else:
-        ranker = PublishedModel.newest(rank_with)
-        retrieved = [item for item, _ in published.recommend(_items(history), k=None, **asked)]
-        answer = ranker.rank(_items(history), retrieved, **asked)[:k]
-        title += f", ranked by {rank_with}, version {ranker.version}"
-    rows = [(item, *published.display(item), f"{score:.4f}") for item, score in answer]
-    _show(rows_table(rows, ("item", *published.fields, "score"), title=title, numbered=True))
-
-
-def _items(text: str | None) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()] if text else []
-
-
-def _seconds(text: str | None) -> list[int]:
-    try:
-        return [int(part) for part in _items(text)]
-    except ValueError:
-        raise UsageError(f"--times {text}: must be whole Unix seconds, one for each item: 1700000000,...") from None
+app.command()(recommend)

@@ -91,10 +91,10 @@ class Histories:
 def write_cache(directory: Path, catalogue: Catalogue, histories: Histories) -> Path:
     """Writes the column cache of a dataset directory and returns where it lies."""
     with published(directory / CACHE) as target:
-        _write_text(target, "item_ids", catalogue.item_ids)
-        _write_text(target, "user_ids", histories.user_ids)
+        write_texts(target, "item_ids", catalogue.item_ids)
+        write_texts(target, "user_ids", histories.user_ids)
         for name, texts in catalogue.display.items():
-            _write_text(target, f"display_{name}", texts)
+            write_texts(target, f"display_{name}", texts)
         for name, array in _arrays(catalogue, histories).items():
             np.save(target / f"{name}.npy", array, allow_pickle=False)
         write_manifest(target, {"format_version": _FORMAT_VERSION, "dataset": fingerprint(directory)})
@@ -164,7 +164,8 @@ def _load(cache: Path, name: str) -> Any:
     return np.asarray(mapped)  # a plain view of the mapping: what is gathered from it is a plain array
 
 
-def _write_text(target: Path, name: str, texts: Sequence[str]) -> None:
+def write_texts(target: Path, name: str, texts: Sequence[str]) -> None:
+    """Writes texts as two arrays: their bytes, one behind another, and where each ends."""
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     np.save(target / f"{name}.npy", np.frombuffer(b"".join(encoded), np.uint8), allow_pickle=False)

@@ -89,6 +89,15 @@ class Dataset:
         assert self._histories is not None
         return self._histories
 
+    def history_files(self) -> dict[str, int]:
+        """The files of histories, and how many users each holds."""
+        files = self.manifest["files"].items()
+        return {name: entry["records"] for name, entry in files if name.startswith("histories/")}
+
+    def histories_of(self, file: str) -> Histories:
+        """The users of one file of histories; read each time."""
+        return _read_histories(self, file)
+
     def _read(self, *, histories: bool = False) -> None:
         if self.from_cache:
             self._catalogue, self._histories = columns.read_cache(self.directory)
@@ -212,7 +221,7 @@ def _read_catalogue(dataset: Dataset) -> Catalogue:
     )
 
 
-def _read_histories(dataset: Dataset) -> Histories:
+def _read_histories(dataset: Dataset, file: str | None = None) -> Histories:
     schema, folder = dataset.schema, dataset.directory / "histories"
     widths = {"item": 1, "split": 1}
     widths |= {name: 1 for name, has in _optional_columns(schema).items() if has}
@@ -220,7 +229,7 @@ def _read_histories(dataset: Dataset) -> Histories:
     widths |= {f"event_{feature.name}": feature.num_codes for feature in schema.side("event")}
     users = {f"user_{feature.name}": feature for feature in schema.side("user")}
     shown = _impression_columns(schema)
-    read = _read_records(dataset, "histories", [*widths, *users, *shown.values()], [], ["user_id"])
+    read = _read_records(dataset, "histories", [*widths, *users, *shown.values()], [], ["user_id"], file)
     lengths = read["item"][1]
     read_columns = {}
     for name, width in widths.items():
@@ -269,8 +278,15 @@ Read = dict[str, tuple[NDArray[Any], NDArray[np.int64]]]
 """By key of the Examples: all values, one Example after another, and how many each Example has."""
 
 
-def _read_records(dataset: Dataset, folder: str, integers: list[str], floats: list[str], texts: list[str]) -> Read:
-    """Reads every Example of a folder, many at a time, and compares their number with the manifest."""
+def _read_records(
+    dataset: Dataset,
+    folder: str,
+    integers: list[str],
+    floats: list[str],
+    texts: list[str],
+    file: str | None = None,
+) -> Read:
+    """Reads every Example of a folder, or of one file, many at a time; compares their number with the manifest."""
     tf = _tensorflow()
     kinds = dict.fromkeys(integers, tf.int64) | dict.fromkeys(floats, tf.float32) | dict.fromkeys(texts, tf.string)
     specification = {name: tf.io.RaggedFeature(kind, row_splits_dtype=tf.int64) for name, kind in kinds.items()}
@@ -284,7 +300,7 @@ def _read_records(dataset: Dataset, folder: str, integers: list[str], floats: li
     values: dict[str, list[Any]] = {name: [] for name in kinds}
     lengths: dict[str, list[Any]] = {name: [] for name in kinds}
     for name, entry in dataset.manifest["files"].items():
-        if not (name.startswith(f"{folder}/") and name.endswith(".tfrecord")):
+        if not (name.startswith(f"{folder}/") and name.endswith(".tfrecord")) or name != (file or name):
             continue
         path, records = dataset.directory / name, 0
         data = tf.data.TFRecordDataset(str(path), buffer_size=_READ_BUFFER_BYTES).batch(_RECORDS_AT_ONCE)

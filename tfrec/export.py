@@ -23,6 +23,7 @@ from tfrec.schema import SCHEMA
 from tfrec.signatures import RetrievalSignatures
 from tfrec.stock_loader import LoaderError, Outputs, Request, ask, scann_library
 from tfrec.transforms import FIRST_VALUE
+from tfrec.tuning import check_recall
 
 _FORMAT_VERSION = 1
 
@@ -97,15 +98,6 @@ def _check_files(directory: Path) -> None:
     verify(directory, whole=True)
 
 
-def check_recall(recall: float, minimum: float) -> None:
-    """Raises a `UserError` where an index finds too little of what exact search finds."""
-    if recall < minimum:
-        raise UserError(
-            f"index: recall of ScaNN is {recall:.3f}, `export.min_recall` asks for {minimum:g}; raise "
-            "`index.target_recall`. Nothing was published."
-        )
-
-
 class _Version:
     """One version directory in the making.
 
@@ -134,7 +126,7 @@ class _Version:
         facts = _write_beside(run, self.directory, name, warmup)
         figures = self._check(warmup)
         index |= {"recall": figures.pop("recall")}
-        check_recall(index["recall"], run.config.export.min_recall)
+        check_recall(index["recall"], run.config.export.min_recall, "export.min_recall", "index.target_recall")
         facts |= {"k": self.k, "filter_seen": run.config.evaluation.filter_seen, "index": index, "parity": figures}
         write_manifest(self.directory, facts)
 
@@ -154,6 +146,7 @@ class _Version:
             run.dataset.directory,
             run.model,
             items=self.items,
+            codes=catalogue.codes[self.items],
             item_ids=self.item_ids,
             train_count=catalogue.train_count[self.items],
             search=search,

@@ -1,10 +1,10 @@
-"""The catalogue's vectors searched inside the exported graph: exactly, or by ScaNN, with its recall measured.
+"""The catalogue's vectors searched inside the exported graph: exactly, or by ScaNN with parameters found by measuring.
 
 Importing this module imports TensorFlow; ScaNN is imported where it is used.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,22 +12,26 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfrec.errors import UserError
+from tfrec.exact import exact_search
+from tfrec.tuning import Matrix, ScannParameters, choose, configure, first_parameters, recall
 
 Tensor = Any
-Matrix = NDArray[np.float32]
 
-_BRUTE_FORCE_BELOW = 10_000  # items; a tree pays only above
 _MAX_SEEN = 1000  # seen items that a ScaNN request makes up for
+_OVER_FETCH = 4  # a filter that leaves a smaller part of the catalogue is answered by exact search
 _UNIT = 1e-3  # lengths within this of 1 count as 1
 
 
 class Search(Protocol):
     """Top-k over the catalogue's vectors, as ops; positions are rows of the matrix, found nothing scores -inf."""
 
-    def __call__(self, queries: Tensor, k: int, excluded: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, queries: Tensor, k: int, excluded: Tensor, allowed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Positions and scores `(B, k)` of the greatest dot products with `queries (B, D)`.
 
-        `excluded (B, S)` holds positions that are left out; negative ones mean nothing.
+        `excluded (B, S)` holds positions that are left out, negative ones mean nothing; of `allowed (B, V)`, where
+        given, those that are False are left out too.
         """
 
     def nearest(self, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -48,35 +52,17 @@ class ExactSearch(tf.Module):
         inverse = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
         self.inverse_lengths = tf.Variable(inverse, trainable=False, name="inverse_lengths")
 
-    def __call__(self, queries: Tensor, k: int, excluded: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, queries: Tensor, k: int, excluded: Tensor, allowed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Positions and scores `(B, k)`."""
-        scores = tf.matmul(queries, self.vectors, transpose_b=True)  # (B, V)
-        return self._top(scores, k, excluded)
+        return _exact(self.vectors, queries, k, excluded, allowed)
 
     def nearest(self, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Positions and cosines `(B, k)`."""
         units = tf.gather(self.vectors, positions) * tf.gather(self.inverse_lengths, positions)[:, None]
         scores = tf.matmul(units, self.vectors, transpose_b=True) * self.inverse_lengths
-        return self._top(scores, k, positions[:, None])
-
-    def _top(self, scores: Tensor, k: int, excluded: Tensor) -> tuple[Tensor, Tensor]:
-        rows = tf.where(excluded >= 0)  # (R, 2): row, column
-        places = tf.stack([rows[:, 0], tf.cast(tf.gather_nd(excluded, rows), tf.int64)], axis=1)
-        scores = tf.tensor_scatter_nd_update(scores, places, tf.fill(tf.shape(places)[:1], -math.inf))
-        best, positions = tf.math.top_k(scores, k)
-        return positions, best
-
-
-@dataclass(frozen=True)
-class ScannParameters:
-    """How ScaNN looks for neighbours; `leaves` 0 = every vector is scored."""
-
-    leaves: int
-    """Partitions of the catalogue."""
-    leaves_to_search: int
-    """Partitions that a query looks into."""
-    reorder: int
-    """Candidates that are scored again exactly."""
+        return _top(scores, k, positions[:, None])
 
 
 class ScannSearch(tf.Module):
@@ -97,71 +83,106 @@ class ScannSearch(tf.Module):
         if np.abs(lengths - 1).max() > _UNIT:
             self.cosines = _build(vectors / np.maximum(lengths, 1e-12), parameters)
 
-    def __call__(self, queries: Tensor, k: int, excluded: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions and scores `(B, k)`; at most 1,000 excluded items of a row are made up for."""
-        return self._search(self.dot_products, queries, k, excluded)
+    def __call__(
+        self, queries: Tensor, k: int, excluded: Tensor, allowed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Positions and scores `(B, k)`; at most 1,000 excluded items of a row are made up for.
+
+        Where `allowed` leaves a fourth of the catalogue or less, or too little of it is found, the search is exact.
+        """
+        if allowed is None:
+            return self._search(self.dot_products, queries, k, excluded)
+
+        def exactly() -> tuple[Tensor, Tensor]:
+            return _exact(self._vectors(self.dot_products), queries, k, excluded, allowed)
+
+        def found_or_exactly() -> tuple[Tensor, Tensor]:
+            found = self._search(self.dot_products, queries, k, excluded, allowed)
+            is_short = tf.reduce_any(tf.math.is_inf(found[1]))
+            return tf.cond(is_short, exactly, lambda: found)
+
+        shares = tf.reduce_mean(tf.cast(allowed, tf.float32), axis=1)
+        return tf.cond(tf.reduce_any(shares <= 1 / _OVER_FETCH), exactly, found_or_exactly)
 
     def nearest(self, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Positions and cosines `(B, k)`."""
-        # The cosine index keeps the unit vectors that it scores candidates with.
-        units = tf.gather(tf.reshape(self.cosines.dataset, [self.num_items, self.dim]), positions)
+        units = tf.gather(self._vectors(self.cosines), positions)
         return self._search(self.cosines, units, k, positions[:, None])
 
-    def _search(self, state: Any, queries: Tensor, k: int, excluded: Tensor) -> tuple[Tensor, Tensor]:
+    def _vectors(self, state: Any) -> Tensor:
+        """The vectors `(V, D)` that an index keeps to score candidates with."""
+        return tf.reshape(state.dataset, [self.num_items, self.dim])
+
+    def _search(
+        self, state: Any, queries: Tensor, k: int, excluded: Tensor, allowed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         # ScaNN refuses a batch without rows, hence one row more.
         queries = tf.pad(queries, [[0, 1], [0, 0]])
         excluded = tf.pad(excluded, [[0, 1], [0, 0]], constant_values=-1)
         most_seen = tf.reduce_max(tf.reduce_sum(tf.cast(excluded >= 0, tf.int32), axis=1))
-        wanted = tf.minimum(k + tf.minimum(most_seen, _MAX_SEEN), self.num_items)
-        positions, scores = self._found(state, queries, wanted)
+        over = 1 if allowed is None else _OVER_FETCH
+        wanted = tf.minimum(over * (k + tf.minimum(most_seen, _MAX_SEEN)), self.num_items)
+        positions, scores = self.found(scann_ops().searcher_from_module(state), queries, wanted, over)
         # An item that is excluded stands in the sorted row just where it would be inserted.
         ordered = tf.sort(excluded, axis=1)
         place = tf.minimum(tf.searchsorted(ordered, positions), tf.shape(ordered)[1] - 1)
         left_out = (tf.gather(ordered, place, batch_dims=1) == positions) | tf.math.is_nan(scores)
+        if allowed is not None:
+            inside = tf.clip_by_value(positions, 0, self.num_items - 1)
+            left_out |= ~tf.gather(tf.pad(allowed, [[0, 1], [0, 0]]), inside, batch_dims=1)
         scores = tf.pad(tf.where(left_out, -math.inf, scores), [[0, 0], [0, k]], constant_values=-math.inf)
         best, chosen = tf.math.top_k(scores, k)
         positions = tf.gather(tf.pad(positions, [[0, 0], [0, k]]), chosen, batch_dims=1)
         return positions[:-1], best[:-1]
 
-    def _found(self, state: Any, queries: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions and scores `(B, about wanted)` by falling score; a row with fewer ends in NaN scores."""
-        searcher = _scann().searcher_from_module(state)
+    def found(self, searcher: Any, queries: Tensor, wanted: Tensor, over: int = 1) -> tuple[Tensor, Tensor]:
+        """Positions and scores `(B, about wanted)` by falling score; a row with fewer ends in NaN scores.
+
+        Where `over` times the usual number is wanted, as many times the candidates and leaves are looked at.
+        """
         if not self.parameters.leaves:
             return searcher.search_batched(queries, final_num_neighbors=wanted)
-        reorder = tf.maximum(wanted, self.parameters.reorder)
+        reorder = tf.minimum(tf.maximum(wanted, over * self.parameters.reorder), self.num_items)
         return searcher.search_batched(
             queries,
             final_num_neighbors=wanted,
             pre_reorder_num_neighbors=reorder,
-            leaves_to_search=self.parameters.leaves_to_search,
+            leaves_to_search=min(over * self.parameters.leaves_to_search, self.parameters.leaves),
         )
 
 
-def _scann() -> Any:
+def scann_ops() -> Any:
+    """ScaNN's operations, which a graph that holds them needs loaded."""
     try:
-        from scann.scann_ops.py import scann_ops
+        from scann.scann_ops.py import scann_ops as module
     except ImportError as error:
         raise UserError(f"ScaNN cannot be imported ({error}); install it, or export with `--index exact`.") from None
-    return scann_ops
+    return module
 
 
 def _build(vectors: Matrix, parameters: ScannParameters) -> Any:
     """ScaNN's tensors as a module that can be saved."""
-    builder = _scann().builder(vectors, min(10, len(vectors)), "dot_product")
-    if not parameters.leaves:
-        return builder.score_brute_force().build().serialize_to_module()
-    sample = min(len(vectors), 100_000)
-    builder = builder.tree(parameters.leaves, parameters.leaves_to_search, training_sample_size=sample)
-    builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2, training_sample_size=sample)
-    return builder.reorder(parameters.reorder).build().serialize_to_module()
+    builder = scann_ops().builder(vectors, min(10, len(vectors)), "dot_product")
+    return configure(builder, parameters, len(vectors)).build().serialize_to_module()
+
+
+def _exact(vectors: Tensor, queries: Tensor, k: int, excluded: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    scores = tf.matmul(queries, vectors, transpose_b=True)  # (B, V)
+    if allowed is not None:
+        scores = tf.where(allowed, scores, -math.inf)
+    return _top(scores, k, excluded)
+
+
+def _top(scores: Tensor, k: int, excluded: Tensor) -> tuple[Tensor, Tensor]:
+    rows = tf.where(excluded >= 0)  # (R, 2): row, column
+    places = tf.stack([rows[:, 0], tf.cast(tf.gather_nd(excluded, rows), tf.int64)], axis=1)
+    scores = tf.tensor_scatter_nd_update(scores, places, tf.fill(tf.shape(places)[:1], -math.inf))
+    best, positions = tf.math.top_k(scores, k)
+    return positions, best
 
 
 def tune(vectors: Matrix, queries: Matrix, k: int, target_recall: float) -> ScannSearch:
-    """A search with the cheapest parameters whose recall@k on `queries` reaches the target.
-
-    Catalogues below 10,000 items, and vectors of one dimension, are scored whole. Otherwise the catalogue is cut into
-    about sqrt(V) leaves, and the share of leaves searched and the number of candidates scored again are doubled in
-    turn, the one that gains more first.
+    """A search with the cheapest parameters whose recall@k on `queries` reaches the target (see `tfrec.tuning`).
 
     Args:
         vectors: `(V, D)`, one row an item.
@@ -169,27 +190,17 @@ def tune(vectors: Matrix, queries: Matrix, k: int, target_recall: float) -> Scan
         k: items of an answer.
         target_recall: share of the exact top-k that must be found.
     """
-    count, dim = vectors.shape
-    if count < _BRUTE_FORCE_BELOW or dim < 2:
-        return ScannSearch(vectors, ScannParameters(leaves=0, leaves_to_search=0, reorder=0))
-    leaves = round(math.sqrt(count))
-    best = ScannParameters(leaves, leaves_to_search=max(1, leaves // 50), reorder=min(2 * k, count))
-    search = ScannSearch(vectors, best)
-    truth = exact_top(vectors, queries, k)
+    first = first_parameters(len(vectors), vectors.shape[1], k)
+    search = ScannSearch(vectors, first)
+    truth, _ = exact_search(vectors, queries, k)
+    searcher = scann_ops().searcher_from_module(search.dot_products)  # once: it takes over every vector
 
     def measure(parameters: ScannParameters) -> float:
         search.parameters = parameters
-        return recall(truth, found_by(search, queries, k))
+        positions, scores = search.found(searcher, tf.constant(queries), truth.shape[1])
+        return recall(truth, np.where(np.isfinite(scores.numpy()), positions.numpy(), -1))
 
-    reached = measure(best)
-    while reached < target_recall:
-        wider = ScannParameters(leaves, min(2 * best.leaves_to_search, leaves), best.reorder)
-        deeper = ScannParameters(leaves, best.leaves_to_search, min(2 * best.reorder, count))
-        options = [option for option in (wider, deeper) if option != best]
-        if not options:
-            break
-        reached, best = max(((measure(option), option) for option in options), key=lambda found: found[0])
-    search.parameters = best
+    search.parameters = choose(first, len(vectors), k, target_recall, measure)
     return search
 
 
@@ -198,22 +209,6 @@ def found_by(search: Search, queries: Matrix, k: int) -> NDArray[np.int32]:
     nothing = tf.fill([len(queries), 1], -1)
     positions, scores = search(tf.constant(queries), k, nothing)
     return np.where(np.isfinite(scores.numpy()), positions.numpy(), -1)
-
-
-def exact_top(vectors: Matrix, queries: Matrix, k: int, *, chunk: int = 64) -> NDArray[np.int64]:
-    """Positions `(Q, k)` of the greatest dot products, in no order."""
-    k = min(k, len(vectors))
-    parts = [
-        np.argpartition(-(queries[start : start + chunk] @ vectors.T), k - 1, axis=1)[:, :k]
-        for start in range(0, len(queries), chunk)
-    ]
-    return np.concatenate(parts)
-
-
-def recall(truth: NDArray[Any], found: NDArray[Any]) -> float:
-    """The share of the true items `(Q, k)` that are among the found ones `(Q, k)`."""
-    hits = (truth[:, :, None] == found[:, None, :]).any(axis=2)
-    return float(hits.mean())
 
 
 def build_search(
@@ -230,5 +225,7 @@ def build_search(
     """
     if kind == "exact":
         return ExactSearch(vectors), {"kind": kind}
+    held_out = queries[1::2] if len(queries) > 1 else queries
     search = tune(vectors, queries[::2], k, target_recall)
-    return search, {"kind": kind, **asdict(search.parameters)}
+    reached = recall(exact_search(vectors, held_out, k)[0], found_by(search, held_out, k))
+    return search, {"kind": kind, **asdict(search.parameters), "held_out_recall": reached}

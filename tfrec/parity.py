@@ -6,7 +6,6 @@ others get raw strings and times, made again from the codes, and must come to th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,14 @@ from numpy.typing import NDArray
 
 from tfrec.errors import UserError
 from tfrec.models.shells import RankingModel
+from tfrec.raw import Arrays, raw_histories
 from tfrec.runs import Run
-from tfrec.schema import Feature
-from tfrec.transforms import FIRST_VALUE, Bins, Hashed, Vocabulary
 from tfrec.windows import Batch, Batches, SplitName
 
 TOLERANCE = 1e-5
 """Scores closer than this (as a share of the greatest, where that exceeds 1) may swap places."""
 
 _BATCH_SIZE = 64
-_TEXTS_AT_ONCE = 1 << 16
-_UNKNOWN_ID = "\0"
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -67,75 +61,17 @@ def wants_request_time(run: Run) -> bool:
 
 def raw_request(run: Run, batch: Batch) -> Arrays:
     """The queries of an evaluation batch as strings and times, whole histories, as a client would send them."""
-    schema, histories = run.schema, run.dataset.histories()
-    users = np.asarray(batch["user"], np.int64)
-    lengths = (batch["seen"] != 0).sum(axis=1)
-    place = np.arange(max(1, int(lengths.max())))
-    valid = place < lengths[:, None]
-    events = np.where(valid, histories.offsets[users][:, None] + place, 0)  # (B, T)
-    columns = histories.columns
-    # An event of an item outside the catalogue had an id of its own, which nobody knows any more.
-    item_ids = np.array([_UNKNOWN_ID, _UNKNOWN_ID, *run.dataset.catalogue().item_ids[FIRST_VALUE:]], object)
-    request: Arrays = {
-        "history_item_ids": np.where(valid, item_ids[columns["item"][events]], ""),
-        "history_length": lengths.astype(np.int32),
-    }
-    if schema.has_time:
-        request["history_times"] = columns["time"][events].astype(np.int64) + schema.time_origin
-    if wants_request_time(run):
-        request["request_time"] = batch["request_time"].astype(np.int64) + schema.time_origin
-    if schema.event_types:
-        request["history_event_types"] = np.array(["", "", *schema.event_types], object)[columns["event_type"][events]]
-    if schema.has_sessions and schema.session_gap_seconds is None:
-        request["history_sessions"] = columns["session"][events].astype(str).astype(object)
-    for feature in schema.inputs("event"):
-        codes = columns[f"event_{feature.name}"][events]
-        request[f"event_{feature.name}"] = raw_values(feature, codes, run.dataset.directory)
-    for feature in schema.inputs("user"):
-        codes = histories.user[feature.name][users]
-        request[f"user_{feature.name}"] = raw_values(feature, codes, run.dataset.directory)
-    return request
-
-
-def raw_values(feature: Feature, codes: NDArray[np.int32], directory: Path) -> NDArray[Any]:
-    """Values that have these codes `(..., num_codes)`: strings, or one number of each bin.
-
-    Args:
-        feature: of the schema; not one of quantised vectors, nor a cross.
-        codes: of a dataset.
-        directory: of the dataset.
-    """
-    if isinstance(feature.transform, Bins):
-        return _numbers(feature.transform)[codes[..., 0]]
-    codes = codes if feature.multivalued else codes[..., 0]
-    if isinstance(feature.transform, Hashed):
-        return _texts_of_buckets(feature.transform, codes)
-    if not isinstance(feature.transform, Vocabulary):
-        raise ValueError(f"`feature` must be made of texts or numbers. Received: {feature.name!r}.")
-    return np.array(["", "", *feature.transform.read(directory)], object)[codes]
-
-
-def _texts_of_buckets(transform: Hashed, codes: NDArray[np.int32]) -> NDArray[Any]:
-    """A text of each code: of the texts "0", "1", ... the first that falls into its bucket."""
-    wanted, places = np.unique(codes, return_inverse=True)
-    texts = np.full(len(wanted), "", object)
-    left, start = wanted >= FIRST_VALUE, 0
-    while left.any():
-        tried = [str(number) for number in range(start, start + _TEXTS_AT_ONCE)]
-        found, first = np.unique(transform.encode(tried), return_index=True)
-        at = np.searchsorted(found, wanted).clip(max=len(found) - 1)
-        hit = left & (found[at] == wanted)
-        texts[hit] = np.array(tried, object)[first[at[hit]]]
-        left &= ~hit
-        start += _TEXTS_AT_ONCE
-    return texts[places.reshape(codes.shape)]
-
-
-def _numbers(transform: Bins) -> NDArray[np.float64]:
-    """A number of each code: NaN where missing, else the lower boundary of the bin."""
-    boundaries = np.array(transform.boundaries, np.float64)
-    lowest = np.nextafter(boundaries[:1], -np.inf) if len(boundaries) else np.zeros(1)
-    return np.concatenate([[np.nan, np.nan], lowest, boundaries])
+    schema = run.schema
+    times = batch["request_time"].astype(np.int64) + schema.time_origin if wants_request_time(run) else None
+    return raw_histories(
+        schema,
+        run.dataset.directory,
+        run.dataset.catalogue().item_ids,
+        run.dataset.histories(),
+        np.asarray(batch["user"], np.int64),
+        (batch["seen"] != 0).sum(axis=1),
+        request_time=times,
+    )
 
 
 def run_scores(run: Run, batch: Batch, vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from tfrec.columns import Catalogue
 from tfrec.config import suggest
 from tfrec.errors import UserError
 from tfrec.evaluation import EVALUATION, compare, deciding_metric, ranks_file, read_evaluation
-from tfrec.parity import raw_values
+from tfrec.raw import Arrays, raw_values
 from tfrec.runs import Run
 from tfrec.schema import ITEM_ID, WEIGHTS, Schema
 from tfrec.stock_loader import Request
@@ -35,8 +35,6 @@ SCANN_SUFFIX = "_scann"
 _WITHDRAWN = ".withdrawn"  # what `tfrec rollback` puts behind the number of a version
 
 _WARMUP_SIZES = (1, 8, 32)
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def siblings(to: Path, index: str) -> dict[str, Path]:
@@ -97,6 +95,8 @@ def warmup_requests(schema: Schema, catalogue: Catalogue, directory: Path, histo
     """
     items = catalogue.candidates
     yield from repeated(("serving_default", "recommend", "encode_user"), histories)
+    nothing = np.full((len(histories["history_length"]), 1), "", object)
+    yield from repeated(("recommend_filtered",), histories | dict.fromkeys(schema.filter_inputs(), nothing))
     for size in _WARMUP_SIZES:
         asked = raw_items(schema, catalogue, directory, np.resize(items, size))
         yield Request("encode_item", asked)

@@ -155,6 +155,15 @@ class Schema(_Part):
         """Those of one side that are made of raw values, not of other features."""
         return tuple(feature for feature in self.side(side) if not isinstance(feature.transform, Cross))
 
+    def filterable(self) -> tuple[Feature, ...]:
+        """The features of items by whose values a request can filter: categorical ones with a vocabulary."""
+        kept = (feature for feature in self.side("item") if feature.name != ITEM_ID and feature.kind == "categorical")
+        return tuple(feature for feature in kept if isinstance(feature.transform, Vocabulary))
+
+    def filter_inputs(self) -> list[str]:
+        """Names of the filters that a request can carry: items to allow, items to deny, values to allow."""
+        return ["allow_item_ids", "deny_item_ids", *(f"allow_{feature.name}" for feature in self.filterable())]
+
     def feature(self, name: str) -> Feature:
         """The feature of that name."""
         for feature in self.features:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfrec.coders import SideCoder, VocabularyCoder
+from tfrec.filters import ItemFilter
 from tfrec.graph import HistoryEncoder
 from tfrec.index import Search
 from tfrec.layers.item_table import ItemTable
@@ -37,6 +38,7 @@ class RetrievalSignatures(tf.Module):
         directory: of the dataset.
         model: with its weights and its catalogue.
         items: codes of the items that can be recommended.
+        codes: `(N, columns)` of the same items' features.
         item_ids: raw ids of the same items.
         train_count: training events of the same items.
         search: over the vectors of the same items.
@@ -51,6 +53,7 @@ class RetrievalSignatures(tf.Module):
         model: RetrievalModel,
         *,
         items: NDArray[np.int64],
+        codes: NDArray[np.int32],
         item_ids: list[str],
         train_count: NDArray[Any],
         search: Search,
@@ -69,9 +72,10 @@ class RetrievalSignatures(tf.Module):
         self.positions = tf.Variable(positions, trainable=False, name="positions")
         popular = np.argsort(-train_count, kind="stable")[: self.k]
         self.popular = tf.Variable(popular.astype(np.int32), trainable=False, name="popular")
-        shares = train_count[popular] / max(1, train_count.sum())
+        shares = train_count / max(1, train_count.sum())
         self.popularity = tf.Variable(shares.astype(np.float32), trainable=False, name="popularity")
         self.item_coder = VocabularyCoder(schema.item_vocabulary, directory)
+        self.filter = ItemFilter(schema, directory, self.item_coder, codes=codes, positions=self.positions)
         self.history = HistoryEncoder(
             schema, directory, self.item_coder, length=model.history_length, request_time=model.request_time
         )
@@ -90,6 +94,9 @@ class RetrievalSignatures(tf.Module):
         return {
             "serving_default": recommend,
             "recommend": recommend,
+            "recommend_filtered": concrete(
+                lambda **inputs: self._recommend(model, inputs, filtered=True), history | self.filter.signature()
+            ),
             "encode_user": concrete(lambda **inputs: {"vector": self._states(model, inputs)[0]}, history),
             "encode_item": concrete(lambda **inputs: {"vector": self._encode_item(model, inputs)}, item),
             "similar_items": concrete(
@@ -102,14 +109,34 @@ class RetrievalSignatures(tf.Module):
         batch, seen = self.history(dict(inputs))
         return tf.cast(model.encode_users(batch), tf.float32), seen
 
-    def _recommend(self, model: RetrievalModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        states, seen = self._states(model, inputs)
+    def _recommend(
+        self, model: RetrievalModel, inputs: Mapping[str, Tensor], *, filtered: bool = False
+    ) -> dict[str, Tensor]:
+        filters = self.filter.signature()
+        states, seen = self._states(model, {name: value for name, value in inputs.items() if name not in filters})
         excluded = tf.gather(self.positions, seen) if self.filter_seen else tf.fill([tf.shape(seen)[0], 1], -1)
-        positions, scores = self.search(states, self.k, excluded)
         is_new = tf.reduce_all(seen == 0, axis=1, keepdims=True)
-        positions = tf.where(is_new, self.popular, positions)
-        scores = tf.where(is_new, self.popularity, scores)
+        if not filtered:
+            positions, scores = self.search(states, self.k, excluded)
+            popular, popularity = self.popular, tf.gather(self.popularity, self.popular)
+        else:
+            allowed = self._allowed(inputs, rows=tf.shape(seen)[0])
+            positions, scores = self.search(states, self.k, excluded, allowed)
+            popularity, popular = tf.math.top_k(tf.where(allowed, self.popularity, -np.inf), self.k)
+        positions = tf.where(is_new, popular, positions)
+        scores = tf.where(is_new, popularity, scores)
         return self._answer(positions, scores)
+
+    def _allowed(self, inputs: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """`(B, N)`; a filter of one row counts for all rows."""
+        checks = []
+        for name in self.filter.signature():
+            given = tf.shape(inputs[name])[0]
+            rule = f"{name}: must have as many rows as history_item_ids, or one for all."
+            checks.append(tf.debugging.Assert((given == rows) | (given == 1), [rule]))
+        with tf.control_dependencies(checks):
+            allowed = self.filter(inputs)
+        return tf.broadcast_to(allowed, [rows, self.filter.num_items])
 
     def _similar(self, item_ids: Tensor) -> dict[str, Tensor]:
         positions = tf.gather(self.positions, self.item_coder(item_ids))

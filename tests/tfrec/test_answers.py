@@ -127,3 +127,19 @@ def test_lists_of_other_lengths_are_refused(published: PublishedModel) -> None:
 def test_model_without_versions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no version there"):
         PublishedModel.newest(tmp_path / "none")
+
+
+def test_filters_are_asked_of_the_signature_that_has_them(published: PublishedModel) -> None:
+    infos = published._servable.signature_def.signature_def
+    infos["recommend_filtered"] = infos["recommend"]
+    published.recommend(["a"], deny=["x", "y"], where={"brand": ["acme"]})
+    asked = published._servable.asked  # type: ignore[attr-defined]
+    assert asked["signature"] == "recommend_filtered"
+    texts = {name: [value.decode() for value in asked[name][0]] for name in asked if name.startswith(("allow", "deny"))}
+    assert texts["deny_item_ids"] == ["x", "y"]
+    assert texts["allow_brand"] == ["acme"]
+    assert texts["allow_item_ids"] == [""]
+    published.recommend(["a"], allow=[])
+    assert published._servable.asked["signature"] == "recommend"  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="brnd: no feature that items can be filtered by; did you mean `brand`"):
+        published.recommend(["a"], where={"brnd": ["acme"]})

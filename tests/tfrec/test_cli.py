@@ -12,7 +12,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tests.tfrec.models.made import make_schema
 from tfrec.cli import app
+from tfrec.errors import UsageError
 from tfrec.manifest import write_manifest
 
 RUNNER = CliRunner()
@@ -291,3 +293,24 @@ def test_file_in_place_of_a_directory_and_damaged_evaluations_are_one_line(
     told = capsys.readouterr().err
     assert told.startswith(f"tfrec: {message}")
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--all-users", "d"], "--all-users DATASET and --out DIR belong together"),
+        (["--history", "a", "--out", "o"], "--all-users DATASET and --out DIR belong together"),
+        (["--history", "a", "--all-users", "d", "--out", "o"], "give either --history a,b,c, or --similar ITEM, or"),
+        (["--similar", "a", "--deny", "b"], "--similar takes no filters"),
+        (["--all-users", "d", "--out", "o", "--where", "brand=x"], "--where do not go with --all-users"),
+        (["--history", "a", "--where", "brand"], "--where brand: must look like feature=value,value"),
+    ],
+)
+def test_recommend_says_what_does_not_go_together(arguments: list[str], message: str, tmp_path: Path) -> None:
+    extra = tmp_path / "shop" / "1" / "assets.extra"
+    extra.mkdir(parents=True)
+    (extra / "items.jsonl").write_text("")
+    make_schema().write(extra)
+    done = RUNNER.invoke(app, ["recommend", str(tmp_path / "shop"), *arguments])
+    assert isinstance(done.exception, UsageError)
+    assert message in str(done.exception)

@@ -19,7 +19,7 @@ from tfrec import parity, publishing
 from tfrec.coders import VocabularyCoder
 from tfrec.errors import UserError
 from tfrec.evaluation import evaluate, recommend
-from tfrec.export import check_recall, export
+from tfrec.export import export
 from tfrec.graph import HistoryEncoder
 from tfrec.manifest import published, verify
 from tfrec.runs import build_model
@@ -116,6 +116,53 @@ def test_empty_history_gets_what_is_popular(run, signatures):
         got = answer(signatures["recommend"], inputs)
         assert [item.decode() for item in got["item_ids"][0]] == [catalogue.item_ids[2 + place] for _, place in pairs]
         np.testing.assert_allclose(got["scores"][0], [-count / total for count, _ in pairs], rtol=1e-6)
+
+
+def filtered(signatures, inputs, **filters):
+    """Asks `recommend_filtered`; filters that are not given say nothing."""
+    rows = len(inputs["history_item_ids"])
+    names = signatures["recommend_filtered"].structured_input_signature[1]
+    nothing = {name: np.full((rows, 1), "", object) for name in names if name.startswith(("allow_", "deny_"))}
+    return answer(signatures["recommend_filtered"], inputs | nothing | filters)
+
+
+def test_filters_leave_the_best_of_the_allowed_items(run, signatures):
+    catalogue = run.dataset.catalogue()
+    ids, codes = catalogue.item_ids[2:], catalogue.codes[2:]
+    inputs = users(ids[:3], ids[5:7], [])
+    whole = answer(signatures["recommend"], inputs)
+    assert filtered(signatures, inputs)["item_ids"].tolist() == whole["item_ids"].tolist()
+    vectors = np.asarray(run.model.encode_items(np.arange(2, len(ids) + 2)))
+    scores = answer(signatures["encode_user"], inputs)["vector"] @ vectors.T
+    scores[2] = catalogue.train_count[2:]  # nothing is known of the last user
+    brands = ["", "", *run.schema.feature("brand").transform.read(run.dataset.directory)]
+    brand = codes[:, run.schema.item_columns()["brand"]][:, 0]
+    few, most = strings([ids[10:14], [ids[20]], [ids[3], "who?"]]), strings([[]] * 2 + [ids[:30]])
+    some = strings([[brands[2]], [brands[3], brands[4], "unheard of"], [""]])
+    cases = {
+        "allow_item_ids": (few, lambda row, place: ids[place] in few[row]),
+        "deny_item_ids": (most, lambda row, place: ids[place] not in most[row]),
+        "allow_brand": (some, lambda row, place: row == 2 or brands[brand[place]] in [one for one in some[row] if one]),
+    }
+    for name, (values, passes) in cases.items():
+        got = filtered(signatures, inputs, **{name: values})["item_ids"]
+        for row, seen in enumerate((ids[:3], ids[5:7], [])):
+            kept = [place for place in range(len(ids)) if passes(row, place) and ids[place] not in seen]
+            expected = [ids[place] for place in sorted(kept, key=lambda place: -scores[row, place])[:K]]
+            assert [item.decode() for item in got[row] if item] == expected, (name, row)
+
+
+def test_one_row_of_filters_counts_for_all_and_another_number_is_refused(run, signatures):
+    ids = run.dataset.catalogue().item_ids[2:]
+    inputs = users(ids[:3], ids[5:7])
+    got = filtered(signatures, inputs, deny_item_ids=strings([ids[:25]]))["item_ids"]
+    assert {item.decode() for row in got for item in row if item} == set(ids[25:])
+    unknown = filtered(signatures, inputs, allow_item_ids=strings([["who?"]] * 2))["item_ids"]
+    assert set(unknown.ravel()) == {b""}
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="deny_item_ids: must have as many rows as history_item_ids"
+    ):
+        filtered(signatures, inputs, deny_item_ids=strings([["a"]] * 3))
 
 
 def test_unknown_items_stay_in_the_history(signatures, run):
@@ -217,7 +264,7 @@ def test_warmup_requests_name_every_signature(versions):
     records = tf.data.TFRecordDataset(str(versions[0] / publishing.WARMUP))
     logs = [prediction_log_pb2.PredictionLog.FromString(record.numpy()) for record in records]
     requests = [log.predict_log.request for log in logs]
-    names = ("serving_default", "recommend", "encode_user", "encode_item", "similar_items")
+    names = ("serving_default", "recommend", "recommend_filtered", "encode_user", "encode_item", "similar_items")
     assert {request.model_spec.signature_name for request in requests} == set(names)
     sizes = {
         request.inputs["item_ids"].tensor_shape.dim[0].size for request in requests if "item_ids" in request.inputs
@@ -273,10 +320,13 @@ class TestRefusals:
         with pytest.raises(UserError, match="here it is on jax; set KERAS_BACKEND=tensorflow"):
             export(run, root / "refused" / "shop")
 
-    def test_low_recall_is_told_how_to_rise(self):
-        assert check_recall(0.9, 0.9) is None
-        with pytest.raises(UserError, match=r"recall of ScaNN is 0\.500, `export\.min_recall` asks for 0\.9"):
-            check_recall(0.5, 0.9)
+    def test_index_under_its_gate_is_not_published(self, plain_run, tmp_path, monkeypatch):
+        monkeypatch.setattr(parity, "recalls", lambda scores, *_: np.full(len(scores), 0.89))
+        with pytest.raises(
+            UserError, match=r"recall of ScaNN is 0\.890, `export\.min_recall` asks for 0\.9; raise `index"
+        ):
+            export(plain_run, tmp_path / "shop", index="scann")
+        assert publishing.versions(tmp_path / "shop") == publishing.versions(tmp_path / "shop_scann") == []
 
     def test_worse_model_than_the_served_one_is_refused(self, run, versions, tmp_path):
         served = tmp_path / "shop"

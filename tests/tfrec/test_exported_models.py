@@ -24,7 +24,7 @@ CONFIGS = {
     "two_tower": {"model": SMALL | {"name": "two_tower"}},
     "heterrec_without_mfk": {"model": HETERREC | {"ablation": "without_mfk"}},
 }
-SIGNATURES = {"serving_default", "recommend", "encode_user", "encode_item", "similar_items"}
+SIGNATURES = {"serving_default", "recommend", "recommend_filtered", "encode_user", "encode_item", "similar_items"}
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import numpy as np
 
 from tests.datasets import make_dataset
-from tfrec.parity import raw_values
+from tfrec.raw import raw_values
 from tfrec.schema import Feature, Schema
 from tfrec.transforms import Bins, Hashed
 
