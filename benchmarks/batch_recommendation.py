@@ -5,7 +5,7 @@ with the 100 best of the catalogue, seen items left out. Ours reads a dataset, t
 asks the exported model and writes Parquet. The others get the encoded batches for nothing: TFRS's BruteForce takes
 the users' vectors in batches and leaves the seen items out; the loop of NumPy takes them one by one.
 
-    python -m benchmarks.batch_recommendation [--users 100000] [--items 100000] [--sample 2048]
+    python -m benchmarks.batch_recommendation [--users 50000] [--items 100000] [--sample 2048]
 
 `--sample` users are asked of the two others. Prints a table; the last line is one JSON document.
 """
@@ -70,7 +70,7 @@ def numpy_loop(run: Any, vectors: Any, batches: Any, sample: int) -> float:
 def main() -> None:
     """Makes the dataset and the model, asks in each way, and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--users", type=int, default=50_000)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--sample", type=int, default=2048)
     arguments = parser.parse_args()
