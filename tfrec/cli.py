@@ -371,6 +371,9 @@ def export(
     not_worse_than: Annotated[
         Path | None, typer.Option(metavar="MODELS/NAME", help="Refuse to publish a model worse than this one.")
     ] = None,
+    rank_with: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A ranking run that ranks what this one retrieves.")
+    ] = None,
     data: DataOption = None,
     overrides: RunSetOption = None,
 ) -> None:
@@ -384,7 +387,9 @@ def export(
     from tfrec.runs import load_run
 
     loaded = load_run(run, data=data, overrides=overrides or [])
-    for path in publish(loaded, to, index=index or loaded.config.index.kind, not_worse_than=not_worse_than):
+    ranker = None if rank_with is None else load_run(rank_with, data=data)
+    kind = index or loaded.config.index.kind
+    for path in publish(loaded, to, index=kind, not_worse_than=not_worse_than, rank_with=ranker):
         print(path)
 
 

@@ -257,6 +257,8 @@ class Export(Section):
     """Users whose lists the parity gate compares."""
     min_recall: float = Field(0.9, ge=0, le=1)
     """Recall@k of the ScaNN index against exact search below which publishing is refused."""
+    candidates: int = Field(200, ge=1)
+    """Items that the retrieval model of two stages hands to the ranking model; at least `k`."""
     score_weights: dict[str, float] = Field({})
     """Of a ranking model: label -> weight of its probability in the sum that is `score`; empty = the mean of all."""
 

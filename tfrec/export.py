@@ -24,13 +24,21 @@ from tfrec.signatures import RetrievalSignatures
 from tfrec.stock_loader import LoaderError, Outputs, Request, ask, scann_library
 from tfrec.transforms import FIRST_VALUE
 from tfrec.tuning import check_recall
+from tfrec.two_stage_export import TwoStageVersion
 
 _FORMAT_VERSION = 1
 
 IndexKind = Literal["exact", "scann"]
 
 
-def export(run: Run, to: Path, *, index: IndexKind = "exact", not_worse_than: Path | None = None) -> list[Path]:
+def export(
+    run: Run,
+    to: Path,
+    *,
+    index: IndexKind = "exact",
+    not_worse_than: Path | None = None,
+    rank_with: Run | None = None,
+) -> list[Path]:
     """Publishes the next version of a model and returns its directories, one a kind of index.
 
     Everything is written under temporary names, checked there (the lists of the run, of the SavedModel and of
@@ -46,20 +54,24 @@ def export(run: Run, to: Path, *, index: IndexKind = "exact", not_worse_than: Pa
         to: MODELS/NAME; versions are the numbers below it.
         index: of a retrieval model; `scann` also writes MODELS/NAME_scann, with the same number and weights.
         not_worse_than: MODELS/NAME of a model whose latest version this one may not be worse than.
+        rank_with: a trained ranking model of the same dataset, which ranks what `run` retrieves in the same request.
 
     Raises:
         UserError: the run cannot be exported, is worse, or fails the gate.
     """
     to = Path(to)
     _check_exportable(run, index)
+    if rank_with is not None:
+        _check_stages(run, rank_with, index)
     if not_worse_than is not None:
         publishing.refuse_worse(run, Path(not_worse_than))
     version = publishing.next_version(to)
     models = publishing.siblings(to, index)
     paths = [model / str(version) for model in models.values()]
     with writing(to), _full_precision(), published_together(paths, check=_check_files, replace=False) as directories:
-        if isinstance(run.model, RankingModel):
-            _write_ranking(run, directories[0], to.name)
+        if rank_with is not None or isinstance(run.model, RankingModel):
+            made = RankingVersion.of(run) if rank_with is None else TwoStageVersion.of(run, rank_with)
+            _write_checked(made, directories[0], to.name)
             return paths
         vectors = encode_catalogue(run.model, run.schema.num_items)
         for (kind, model), directory in zip(models.items(), directories, strict=True):
@@ -92,6 +104,17 @@ def _check_exportable(run: Run, index: IndexKind) -> None:
         raise UserError(f"{run.directory}: a ranking model has no index; export it with `--index exact`.")
     if not len(run.dataset.catalogue().candidates):
         raise UserError(f"{run.dataset.directory}: has an empty catalogue, so there is nothing to recommend.")
+
+
+def _check_stages(run: Run, ranking: Run, index: IndexKind) -> None:
+    if not isinstance(run.model, RetrievalModel):
+        raise UserError(
+            f"{run.directory}: a {type(run.model).__name__}; `--rank-with` needs a retrieval run to rank what it finds."
+        )
+    if not isinstance(ranking.model, RankingModel):
+        raise UserError(f"{ranking.directory}: a {type(ranking.model).__name__}; `--rank-with` needs a ranking run.")
+    if index != "exact":
+        raise UserError(f"{run.directory}: two stages are exported with `--index exact`.")
 
 
 def _check_files(directory: Path) -> None:
@@ -181,12 +204,13 @@ class _Version:
         }
 
 
-def _write_ranking(run: Run, directory: Path, name: str) -> None:
-    """Writes and checks the version of a ranking model; `name` is the model's."""
-    version = RankingVersion.of(run)
+def _write_checked(version: RankingVersion | TwoStageVersion, directory: Path, name: str) -> None:
+    """Writes and checks a version; `name` is the model's."""
     told = version.save(directory)
     warmup, requests = version.warmup(), version.requests()
-    facts = _write_beside(run, directory, name, warmup)
+    facts = _write_beside(version.run, directory, name, warmup)
+    if isinstance(version, TwoStageVersion):
+        facts["ranker"] = _identity(version.ranker.run)
     by_loader = _ask_loader(directory, [*requests, *warmup])
     signatures = tf.saved_model.load(str(directory)).signatures
     by_python = [_ask_python(signatures[request.signature], request) for request in requests]
@@ -198,13 +222,19 @@ def _write_beside(run: Run, directory: Path, name: str, warmup: Sequence[Request
     publishing.write_display(directory, run.dataset.catalogue())
     shutil.copyfile(run.directory / SCHEMA, directory / publishing.EXTRA / SCHEMA)
     publishing.write_warmup(directory, name, warmup)
-    record = read_record(run.directory)
     return {
         "format_version": _FORMAT_VERSION,
-        "model": dict(run.config.model),
-        "run": {"fingerprint": sha256_of(run.directory / RUN), "weights": record["weights"]},
+        **_identity(run),
         "dataset": run.dataset.fingerprint,
         "evaluation": publishing.copy_evaluation(run, directory),
+    }
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    weights = read_record(run.directory)["weights"]
+    return {
+        "model": dict(run.config.model),
+        "run": {"fingerprint": sha256_of(run.directory / RUN), "weights": weights},
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfrec.config import Config
 from tfrec.errors import UserError
 from tfrec.models.shells import RankingModel
 from tfrec.raw import Arrays, raw_histories
@@ -31,8 +32,14 @@ class Sample:
     request: Arrays
 
 
-def samples(run: Run) -> list[Sample]:
-    """`export.parity_users` queries of the run's dataset, those of the test split, else of validation."""
+def samples(run: Run, settings: Config | None = None) -> list[Sample]:
+    """`export.parity_users` queries of the run's dataset, those of the test split, else of validation.
+
+    Args:
+        run: who is asked.
+        settings: whose `export.parity_users` and `training.seed` say which queries; None = the run's.
+    """
+    settings = settings or run.config
     histories = run.dataset.histories()
     splits: tuple[SplitName, ...] = ("test", "validation")
     for split in splits:
@@ -43,8 +50,8 @@ def samples(run: Run) -> list[Sample]:
             history_length=run.model.history_length,
             batch_size=_BATCH_SIZE,
             request_time=wants_request_time(run),
-            max_queries=run.config.export.parity_users,
-            seed=run.config.training.seed,
+            max_queries=settings.export.parity_users,
+            seed=settings.training.seed,
         )
         if len(queries):
             return [Sample(batch, raw_request(run, batch)) for batch in queries]

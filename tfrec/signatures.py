@@ -90,12 +90,12 @@ class RetrievalSignatures(tf.Module):
         history = self.history.signature()
         item = {ITEM_ID: tf.TensorSpec([None], tf.string, ITEM_ID)}
         item |= self.item_features.signature()
-        recommend = concrete(lambda **inputs: self._recommend(model, inputs), history)
+        recommend = concrete(lambda **inputs: self.recommend(model, inputs), history)
         return {
             "serving_default": recommend,
             "recommend": recommend,
             "recommend_filtered": concrete(
-                lambda **inputs: self._recommend(model, inputs, filtered=True), history | self.filter.signature()
+                lambda **inputs: self.recommend(model, inputs, filtered=True), history | self.filter.signature()
             ),
             "encode_user": concrete(lambda **inputs: {"vector": self._states(model, inputs)[0]}, history),
             "encode_item": concrete(lambda **inputs: {"vector": self._encode_item(model, inputs)}, item),
@@ -109,9 +109,16 @@ class RetrievalSignatures(tf.Module):
         batch, seen = self.history(dict(inputs))
         return tf.cast(model.encode_users(batch), tf.float32), seen
 
-    def _recommend(
+    def recommend(
         self, model: RetrievalModel, inputs: Mapping[str, Tensor], *, filtered: bool = False
     ) -> dict[str, Tensor]:
+        """The answer `item_ids` and `scores`, `(B, k)`.
+
+        Args:
+            model: the one that this was made of.
+            inputs: of the signature `recommend`, or where `filtered` of `recommend_filtered`.
+            filtered: whether filters are among the inputs.
+        """
         filters = self.filter.signature()
         states, seen = self._states(model, {name: value for name, value in inputs.items() if name not in filters})
         excluded = tf.gather(self.positions, seen) if self.filter_seen else tf.fill([tf.shape(seen)[0], 1], -1)
