@@ -13,6 +13,7 @@ if VERSION is None:
 BASE = [
     "h5py>=3.10",
     "keras>=3.15.1,<4",
+    "matplotlib>=3.9",
     "ml-dtypes>=0.4",
     "numpy>=2,<3",
     "packaging>=23",

@@ -17,19 +17,19 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from tfrec.comparison import Measured, differences, mean_over_seeds, measured_ranks
 from tfrec.config import load
 from tfrec.data import Dataset
 from tfrec.evaluation import ranks_file
-from tfrec.metrics import bootstrap_interval, paired_bootstrap
 from tfrec.objectives.multi_step import MultiStep
 from tfrec.ranks import Ranks
+from tfrec.tables import difference_rows, markdown_table, measured_rows
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = 2000
@@ -163,53 +163,31 @@ def finished_seeds(row: Row, runs: Path) -> list[int]:
     return [seed for seed, run in enumerate(run_directories(row, runs)) if ranks_file(run, "test").exists()]
 
 
-def values_of(row: Row, seeds: list[int], runs: Path, metrics: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Per-query metrics `(Q, M)`, averaged over seeds, and the user of each query."""
+def measured(row: Row, seeds: list[int], runs: Path, metrics: tuple[str, ...]) -> Measured:
+    """What a row is worth on the test queries, the mean over seeds."""
+    ks = sorted({int(metric.partition("@")[2]) for metric in metrics})
     directories = run_directories(row, runs)
     ranks = [Ranks.read(ranks_file(directories[seed], "test")) for seed in seeds]
-    ks = sorted({int(metric.partition("@")[2]) for metric in metrics})
-    values = [[one.values(ks)[metric] for metric in metrics] for one in ranks]
-    return np.mean(values, axis=0).T, ranks[0].user
+    found = [measured_ranks(row.name, one, ks, SAMPLES, {}) for one in ranks]
+    return mean_over_seeds(row.name, found)
 
 
-def lines(table: Table, chosen: list[Row], runs: Path, document: dict[str, dict]) -> Iterator[str]:
-    """The lines of the Markdown table; fills `document` with the same numbers."""
-    yield f"| model | seeds | {' | '.join(table.metrics)} |"
-    yield "|---" * (len(table.metrics) + 2) + "|"
-    for row in chosen:
-        seeds = finished_seeds(row, runs)
-        values, users = values_of(row, seeds, runs, table.metrics)
-        intervals = bootstrap_interval(values, users, samples=SAMPLES, seed=0)
-        means = values.mean(axis=0)
-        cells = [f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, (low, high) in zip(means, intervals, strict=True)]
-        document[row.name] = {
-            "seeds": seeds,
-            "metrics": dict(zip(table.metrics, means.tolist(), strict=True)),
-            "intervals": dict(zip(table.metrics, intervals, strict=True)),
-        }
-        yield f"| {row.name} | {len(seeds)} | {' | '.join(cells)} |"
-
-
-def differences(table: Table, chosen: list[Row], runs: Path, document: dict[str, dict]) -> Iterator[str]:
-    """The lines of the table of paired differences, over the seeds that both rows have."""
-    yield f"| difference | seeds | {' | '.join(table.metrics)} |"
-    yield "|---" * (len(table.metrics) + 2) + "|"
+def tables(table: Table, chosen: list[Row], runs: Path) -> tuple[str, dict[str, dict]]:
+    """Both tables in Markdown, and their numbers; differences are over the seeds that both rows have."""
+    found = [measured(row, finished_seeds(row, runs), runs, table.metrics) for row in chosen]
+    document = {one.name: one.document() for one in found}
     rows = {row.name: row for row in table.rows}
+    pairs = []
     for row in chosen:
-        if row.against is None:
-            continue
-        other = rows[row.against]
-        seeds = sorted({*finished_seeds(row, runs)} & {*finished_seeds(other, runs)})
-        if not seeds:
-            continue
-        values, users = values_of(row, seeds, runs, table.metrics)
-        base, others = values_of(other, seeds, runs, table.metrics)
-        if not np.array_equal(users, others):
-            raise SystemExit(f"{row.name} and {other.name} were asked about different users; remove one's runs.")
-        found = paired_bootstrap(values, base, users, samples=SAMPLES, seed=0)
-        cells = [f"{mean:+.4f} [{low:+.4f}, {high:+.4f}] p {p:.3f}" for mean, low, high, p in found]
-        document[row.name]["difference"] = dict(zip(table.metrics, found, strict=True))
-        yield f"| {row.name} - {row.against} | {len(seeds)} | {' | '.join(cells)} |"
+        other = rows.get(row.against or "")
+        seeds = sorted({*finished_seeds(row, runs)} & {*finished_seeds(other, runs)}) if other else []
+        if other and seeds:
+            pair = (measured(row, seeds, runs, table.metrics), measured(other, seeds, runs, table.metrics))
+            document[row.name]["difference"] = differences(*pair)
+            pairs.append(pair)
+    means = markdown_table(measured_rows(found, table.metrics), ("model", "seeds", *table.metrics))
+    paired = markdown_table(difference_rows(pairs, table.metrics), ("difference", "seeds", *table.metrics))
+    return f"{means}\n{paired}", document
 
 
 def main() -> None:
@@ -227,9 +205,8 @@ def main() -> None:
         for row in chosen:
             make(row, runs)
     finished = [row for row in chosen if finished_seeds(row, runs)]
-    document: dict[str, dict] = {}
-    print("\n".join(lines(table, finished, runs, document)), end="\n\n")
-    print("\n".join(differences(table, finished, runs, document)), end="\n\n")
+    text, document = tables(table, finished, runs)
+    print(text)
     print(json.dumps({"table": arguments.table, "rows": document}))
 
 

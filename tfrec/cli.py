@@ -10,6 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tfrec.cli_compare import compare, report, sweep
+from tfrec.cli_options import (
+    ConfigOption,
+    DataOption,
+    DatasetArgument,
+    PictureOption,
+    QuietOption,
+    RunArgument,
+    RunSetOption,
+    SetOption,
+    SplitOption,
+)
 from tfrec.cli_recommend import recommend
 from tfrec.cli_requests import replay, skew
 from tfrec.errors import UsageError, UserError, mendable
@@ -27,21 +39,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at, check or cache a dataset directory.")
 app.add_typer(data_app, name="data")
-
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment's YAML file.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: training.epochs=3. Repeatable.")
-]
-SplitOption = Annotated[Literal["test", "validation"], typer.Option(help="Which queries.")]
-RunSetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key of evaluation, export or index. Repeatable."),
-]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, made by `tfrec train`.")]
-DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Made by `tfrec preprocess`.")]
-PictureOption = Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Also draw it into a file.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="The run's dataset, where it has moved.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 
 def main() -> None:
@@ -308,6 +305,9 @@ def train(
     print(start(parsed, out or Path("runs") / config.stem, progress=not quiet))
 
 
+app.command()(sweep)
+
+
 @app.command()
 def evaluate(
     run: RunArgument,
@@ -321,46 +321,16 @@ def evaluate(
     """
     from tfrec.evaluation import evaluate as measure
     from tfrec.runs import load_run
+    from tfrec.tables import document_table, metrics_table
 
     evaluation = measure(load_run(run, data=data, overrides=overrides or []), split)
     evaluation.write(run)
-    _show_evaluations({run.name: run}, split)
+    document = evaluation.document()
+    _show(document_table(document["protocol"], title="protocol"), metrics_table({run.name: document}))
 
 
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Evaluated runs; the first is compared.")],
-    split: SplitOption = "test",
-) -> None:
-    """Compare evaluated runs by the paired bootstrap.
-
-    Prints the runs side by side, and the 95 % interval of each difference from the first.
-    """
-    if len(runs) < 2:
-        raise UsageError("compare: needs two runs or more.")
-    from tfrec.evaluation import compare as paired_difference
-    from tfrec.tables import rows_table
-
-    _show_evaluations({str(run): run for run in runs}, split)
-    for other in runs[1:]:
-        rows = [
-            (name, f"{found.difference:+.4f}", f"[{found.low:+.4f}, {found.high:+.4f}]", f"{found.p_value:.3f}")
-            for name, found in paired_difference(other, runs[0], split).items()
-        ]
-        columns = ("metric", "difference", "95 % interval", "p")
-        _show(rows_table(rows, columns, title=f"{other} minus {runs[0]}"))
-
-
-def _show_evaluations(runs: dict[str, Path], split: str) -> None:
-    from tfrec.evaluation import read_evaluation
-    from tfrec.tables import document_table, metrics_table
-
-    documents = {name: read_evaluation(run, split) for name, run in runs.items()}
-    protocols = {name: document["protocol"] for name, document in documents.items()}
-    _show(document_table(next(iter(protocols.values())), title="protocol"), metrics_table(documents))
-    asked = {name: protocol.get("request_time", False) for name, protocol in protocols.items()}
-    if len(set(asked.values())) > 1:
-        _show(f"! `request_time` differs: {', '.join(f'{name} {value}' for name, value in asked.items())}")
+app.command()(compare)
+app.command()(report)
 
 
 @app.command()

@@ -5,13 +5,14 @@ suggest the nearest known one; `${VAR}` is replaced from the environment; `a.b=c
 """
 
 import codecs
+import copy
 import os
 import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -23,12 +24,14 @@ from tfrec.features import Features
 from tfrec.features import ItemIds as ItemIds
 from tfrec.features import different_options as different_options
 from tfrec.schema import NAME_PATTERN, Label, Split
+from tfrec.space import Sweep
 from tfrec.strict import Section as Section
 from tfrec.strict import read_yaml as read_yaml
 from tfrec.strict import suggest as suggest
 
 CONFIG = "config.yaml"
 _MAX_BYTES = 1 << 20
+_Checked = TypeVar("_Checked", bound=BaseModel)
 TIME_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds", "iso")
 
 
@@ -295,15 +298,63 @@ class Config(Section):
     """What is published."""
     index: Index = Index()
     """The nearest-neighbour index."""
+    sweep: Sweep | None = None
+    """What `tfrec sweep` tries."""
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+class _SweepAlone(Section):
+    """A file that says what is tried, of experiments in files of their own."""
+
+    sweep: Sweep
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Config:
     """Reads a YAML file, applies `a.b=c` overrides, replaces `${VAR}` and checks everything.
+
+    Args:
+        path: the file.
+        overrides: `section.key=value`, as `--set` takes them.
+        changes: section.key -> value, applied last.
 
     Raises:
         UsageError: one line that names the file and key, and the nearest known key where one is misspelt.
     """
-    path = Path(path)
+    document = _read(Path(path))
+    for override in overrides:
+        _apply_override(document, override)
+    for key, value in (changes or {}).items():
+        _assign(document, key, value, str(path))
+    return parse(document, where=str(path))
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Reads the `sweep:` section of a file, which may hold nothing else where every model names its own file.
+
+    Args:
+        path: the file.
+        overrides: as for `load`; those of other sections say nothing here.
+
+    Raises:
+        UsageError: as `load`; no such section.
+    """
+    document = _read(Path(path))
+    for override in overrides:
+        if override.startswith("sweep."):
+            _apply_override(document, override)
+    if document.keys() == {"sweep"}:
+        return _check(_SweepAlone, document, str(path)).sweep
+    sweep = parse(document, where=str(path)).sweep
+    if sweep is None:
+        raise UsageError(f"{path}: has no section `sweep`; docs/configuration.md describes it.")
+    return sweep
+
+
+def parse(document: Mapping[str, Any], *, where: str = "config") -> Config:
+    """Checks a configuration that is already a dictionary; `where` names it in messages."""
+    return _check(Config, document, where)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UsageError(f"{path}: larger than {_MAX_BYTES} bytes, so hardly a configuration.")
@@ -316,16 +367,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(document, dict):
         raise UsageError(f"{path}: must hold sections (data:, model:, ...).")
-    for override in overrides:
-        _apply_override(document, override)
-    return parse(document, where=str(path))
+    return document
 
 
-def parse(document: Mapping[str, Any], *, where: str = "config") -> Config:
-    """Checks a configuration that is already a dictionary; `where` names it in messages."""
+def _check(kind: type[_Checked], document: Mapping[str, Any], where: str) -> _Checked:
     expanded = _expand(document, where)
     try:
-        return Config.model_validate(expanded)
+        return kind.model_validate(expanded)
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(error)}") from None
 
@@ -341,18 +389,23 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UsageError(f"--set {override}: must look like section.key=value.")
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: the value is not valid YAML.") from None
+    _assign(document, key, value, f"--set {override}")
+
+
+def _assign(document: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         child = document.setdefault(parent, {})
         if not isinstance(child, dict):
             if child is not None:
-                raise UsageError(f"--set {override}: `{parent}` is not a section.")
+                raise UsageError(f"{where}: `{parent}` is not a section.")
             child = document[parent] = {}
         document = child
-    try:
-        document[last] = read_yaml(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--set {override}: the value is not valid YAML.") from None
+    document[last] = copy.deepcopy(value)  # a later key may change a part of it
 
 
 def _expand(value: Any, where: str) -> Any:

@@ -42,6 +42,10 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+class InterruptionError(UserError):
+    """The work was asked to stop (Ctrl-C, SIGTERM), and the same command goes on with it."""
+
+
 class UsageError(UserError):
     """The command, its configuration or its arguments are wrong (exit code 2)."""
 

@@ -20,7 +20,7 @@ from tfrec.config import Config
 from tfrec.data import Batch, Batches, Dataset
 from tfrec.errors import UsageError, UserError
 from tfrec.manifest import write_json
-from tfrec.metrics import Difference, bootstrap_interval, paired_bootstrap
+from tfrec.metrics import bootstrap_interval
 from tfrec.models import is_ranking, resolve
 from tfrec.models.shells import RankingModel
 from tfrec.ranks import Ranks, encode_catalogue, encode_users, item_columns, products, rank_queries
@@ -33,7 +33,8 @@ Array = NDArray[Any]
 
 EVALUATION = "evaluation.json"
 
-_SEED = 0
+SEED = 0
+"""Of all resampling: runs that answered the same queries are resampled alike."""
 _COLD_BELOW = (1, 5)
 _DECILES = 10
 _CUT_OFF = r"(?:recall|ndcg)@([1-9][0-9]*)"
@@ -94,7 +95,7 @@ def evaluate(run: Run, split: Literal["test", "validation"] = "test") -> Evaluat
     ranks = rank_queries(run.model, catalogue, queries, filter_seen=settings.filter_seen)
     values = ranks.values(ks)
     intervals = bootstrap_interval(
-        np.stack(list(values.values()), axis=1), ranks.user, samples=settings.bootstrap_samples, seed=_SEED
+        np.stack(list(values.values()), axis=1), ranks.user, samples=settings.bootstrap_samples, seed=SEED
     )
     protocol = {
         **_protocol(run, split, ranks.user),
@@ -138,7 +139,7 @@ def _evaluate_ranking(run: Run, split: Literal["test", "validation"]) -> Evaluat
         "empty_histories": int((scores.place == 0).sum()),
         "position": "the first",
     }
-    judged = judge(scores, run.schema, histories, samples=settings.bootstrap_samples, seed=_SEED)
+    judged = judge(scores, run.schema, histories, samples=settings.bootstrap_samples, seed=SEED)
     return Evaluation(protocol=protocol, answers=scores, **judged)
 
 
@@ -241,33 +242,6 @@ def recommend(
         candidates = np.setdiff1d(candidates, seen)
     best = candidates[np.argsort(-scores[candidates - FIRST_VALUE], kind="stable")[:k]]
     return [(catalogue.item_ids[item], float(scores[item - FIRST_VALUE])) for item in best]
-
-
-def compare(first: Path, second: Path, split: str = "test") -> dict[str, Difference]:
-    """Paired differences `first - second` of two evaluated runs, by metric.
-
-    Args:
-        first: run directory.
-        second: run directory.
-        split: whose queries.
-
-    Raises:
-        UserError: a run is not evaluated, or the two were measured by different protocols or on different queries.
-    """
-    protocols = [read_evaluation(Path(directory), split)["protocol"] for directory in (first, second)]
-    for key in ("dataset", "filter_seen"):
-        here, there = (protocol[key] for protocol in protocols)
-        if here != there:
-            raise UserError(f"{first} and {second}: cannot be compared, `{key}` is {here!r} and {there!r}.")
-    ranks = [_read_ranks(Path(directory), split) for directory in (first, second)]
-    if any(not np.array_equal(getattr(ranks[0], name), getattr(ranks[1], name)) for name in ("user", "place")):
-        raise UserError(f"{first} and {second}: measured on different queries; run `tfrec evaluate` on both again.")
-    ks = [k for k in protocols[0]["ks"] if k in protocols[1]["ks"]]
-    values = [one.values(ks) for one in ranks]
-    left, right = (np.stack(list(each.values()), axis=1) for each in values)
-    samples = protocols[0]["bootstrap_samples"]
-    found = paired_bootstrap(left, right, ranks[0].user, samples=samples, seed=_SEED)
-    return dict(zip(values[0], found, strict=True))
 
 
 def _slices(ranks: Ranks, values: Mapping[str, NDArray[np.float64]], train_count: NDArray[np.int64]) -> dict[str, Any]:
@@ -380,7 +354,12 @@ def read_evaluation(directory: Path, split: str = "test") -> dict[str, Any]:
     return document
 
 
-def _read_ranks(directory: Path, split: str) -> Ranks:
+def read_ranks(directory: Path, split: str) -> Ranks:
+    """What `Evaluation.write` wrote of the ranks.
+
+    Raises:
+        UserError: nothing there, or not readable.
+    """
     path = ranks_file(directory, split)
     try:
         return Ranks.read(path)
@@ -395,12 +374,12 @@ __all__ = [
     "Evaluation",
     "Ranks",
     "check_filter_seen",
-    "compare",
     "cut_offs",
     "deciding_metric",
     "evaluate",
     "evaluation_file",
     "ranks_file",
     "read_evaluation",
+    "read_ranks",
     "recommend",
 ]

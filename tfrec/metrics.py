@@ -89,32 +89,67 @@ def bootstrap_interval(values: Array, users: Array, *, samples: int, seed: int) 
         samples: int. Resamples.
         seed: int. Of the resampling.
     """
-    means = _resampled_means(values, users, samples, seed)
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return interval_of(resampled_means(values, users, samples=samples, seed=seed))
+
+
+def interval_of(resampled: Array) -> list[Interval]:
+    """95 % percentile intervals of M metrics.
+
+    Args:
+        resampled: `(samples, M)` float. The metrics on each resample of the users; those that are NaN are left out.
+    """
+    low, high = np.nanpercentile(resampled, [2.5, 97.5], axis=0)
     return [Interval(float(first), float(last)) for first, last in zip(low, high, strict=True)]
 
 
-def paired_bootstrap(first: Array, second: Array, users: Array, *, samples: int, seed: int) -> list[Difference]:
-    """`mean(first) - mean(second)` for the same queries, users resampled with all their queries.
+def difference_of(difference: Array, resampled: Array) -> list[Difference]:
+    """Paired differences of M metrics, with intervals and p-values.
 
     Args:
-        first: `(Q, M)` float. M metrics of each query.
-        second: `(Q, M)` float. The same of another model.
-        users: `(Q,)` int. The user of each query.
-        samples: int. Resamples.
-        seed: int. Of the resampling.
+        difference: `(M,)` float. The differences found.
+        resampled: `(samples, M)` float. The differences on each resample of the users; those that are NaN are left out.
 
     Returns:
         M differences. The p-value is twice the share of resamples on the less frequent side of 0, at least
         `2 / (samples + 1)`, so that no finite sample claims certainty; 1 where nothing differs.
     """
-    values = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    means = _resampled_means(values, users, samples, seed)
-    intervals = np.percentile(means, [2.5, 97.5], axis=0).T
-    tail = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0)) + 1
-    p_values = np.minimum(2 * tail / (samples + 1), 1.0)
-    found = zip(values.mean(axis=0), intervals, p_values, strict=True)
-    return [Difference(float(mean), float(low), float(high), float(p)) for mean, (low, high), p in found]
+    tail = np.minimum((resampled <= 0).sum(axis=0), (resampled >= 0).sum(axis=0)) + 1
+    p_values = np.minimum(2 * tail / (np.isfinite(resampled).sum(axis=0) + 1), 1.0)
+    found = zip(difference, interval_of(resampled), p_values, strict=True)
+    return [Difference(float(mean), low, high, float(p)) for mean, (low, high), p in found]
+
+
+def user_weights(users: Array, *, samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each user is drawn in each resample, `(S, U)`, some samples at a time, users by rising number.
+
+    Equal users and seeds draw alike, so that two models' resamples are paired.
+
+    Args:
+        users: `(Q,)` int. The user of each query.
+        samples: int. Resamples.
+        seed: int. Of the resampling.
+    """
+    count = len(np.unique(users))
+    rng = np.random.default_rng(seed)
+    for start in range(0, samples, _SAMPLES_AT_ONCE):
+        drawn = rng.integers(0, count, (min(_SAMPLES_AT_ONCE, samples - start), count))
+        yield np.stack([np.bincount(one, minlength=count) for one in drawn]).astype(np.float64)
+
+
+def resampled_means(values: Array, users: Array, *, samples: int, seed: int) -> NDArray[np.float64]:
+    """The means `(samples, M)` over queries, each of as many users as there are, drawn with replacement.
+
+    Args:
+        values: `(Q, M)` float. M metrics of each query.
+        users: `(Q,)` int. The user of each query.
+        samples: int. Resamples.
+        seed: int. Of the resampling.
+    """
+    _, row = np.unique(users, return_inverse=True)
+    count = np.bincount(row)
+    sums = np.stack([np.bincount(row, weights=column) for column in np.asarray(values, np.float64).T], axis=1)
+    weights = user_weights(users, samples=samples, seed=seed)
+    return np.concatenate([weight @ sums / (weight @ count)[:, None] for weight in weights])
 
 
 def effective_rank(matrix: Array) -> float:
@@ -142,39 +177,17 @@ def _expected_gain(gain: Array, better: Array, equal: Array) -> NDArray[np.float
     return (total[last] - total[np.minimum(better, len(gain))]) / (np.asarray(equal) + 1)
 
 
-def user_weights(users: Array, *, samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """How often each user is drawn in each resample, `(S, U)`, some samples at a time, users by rising number.
-
-    Args:
-        users: `(Q,)` int. The user of each query.
-        samples: int. Resamples.
-        seed: int. Of the resampling.
-    """
-    count = len(np.unique(users))
-    rng = np.random.default_rng(seed)
-    for start in range(0, samples, _SAMPLES_AT_ONCE):
-        drawn = rng.integers(0, count, (min(_SAMPLES_AT_ONCE, samples - start), count))
-        yield np.stack([np.bincount(one, minlength=count) for one in drawn]).astype(np.float64)
-
-
-def _resampled_means(values: Array, users: Array, samples: int, seed: int) -> NDArray[np.float64]:
-    """The means `(samples, M)` over queries, each of as many users as there are, drawn with replacement."""
-    _, row = np.unique(users, return_inverse=True)
-    count = np.bincount(row)
-    sums = np.stack([np.bincount(row, weights=column) for column in np.asarray(values, np.float64).T], axis=1)
-    weights = user_weights(users, samples=samples, seed=seed)
-    return np.concatenate([weight @ sums / (weight @ count)[:, None] for weight in weights])
-
-
 __all__ = [
     "Difference",
     "Interval",
     "bootstrap_interval",
+    "difference_of",
     "effective_rank",
+    "interval_of",
     "larger_is_better",
     "mrr",
     "ndcg_at_k",
-    "paired_bootstrap",
     "recall_at_k",
+    "resampled_means",
     "user_weights",
 ]

@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfrec.columns import Catalogue
+from tfrec.comparison import differences, measure, verdict
 from tfrec.config import suggest
 from tfrec.errors import UserError
-from tfrec.evaluation import EVALUATION, compare, deciding_metric, ranks_file, read_evaluation
+from tfrec.evaluation import EVALUATION, deciding_metric, ranks_file, read_evaluation
 from tfrec.raw import Arrays, raw_values
 from tfrec.runs import Run
 from tfrec.schema import ITEM_ID, WEIGHTS, Schema
+from tfrec.scores import scores_file
 from tfrec.stock_loader import Request
 from tfrec.transforms import Quantizer
 
@@ -157,12 +159,12 @@ def write_warmup(directory: Path, model_name: str, requests: Sequence[Request]) 
 
 
 def copy_evaluation(run: Run, directory: Path) -> Mapping[str, Any] | None:
-    """Copies the evaluation on the test split and its ranks into a version; None where the run has none."""
+    """Copies the evaluation on the test split and its answers into a version; None where the run has none."""
     path = run.directory / EVALUATION
     if not path.is_file():
         return None
     document = read_evaluation(run.directory)
-    for file in (path, ranks_file(run.directory, "test")):
+    for file in (path, ranks_file(run.directory, "test"), scores_file(run.directory, "test")):
         if file.is_file():
             shutil.copyfile(file, directory / EXTRA / file.name)
     return document
@@ -172,8 +174,8 @@ def refuse_worse(run: Run, served: Path) -> None:
     """Raises a `UserError` where a run is worse than the latest version of a served model.
 
     Both must be evaluated on the test split of the same dataset. Worse is: the 95 % interval of the paired difference
-    of `training.validation_metric`, bootstrapped over users, lies below 0. A model that wants the time of the request
-    where the served one does not, or the other way round, is refused too: it takes other inputs.
+    of `training.validation_metric`, bootstrapped over users, lies on the worse side of 0. A model that wants the time
+    of the request where the served one does not, or the other way round, is refused too: it takes other inputs.
 
     Args:
         run: what is to be published.
@@ -186,22 +188,19 @@ def refuse_worse(run: Run, served: Path) -> None:
             "on its run and publish that again."
         )
     here, there = (
-        read_evaluation(directory)["protocol"]["request_time"] for directory in (run.directory, version / EXTRA)
+        read_evaluation(directory)["protocol"].get("request_time") for directory in (run.directory, version / EXTRA)
     )
     if here != there:
         raise UserError(
             f"{run.directory}: `features.request_time` is {here}, of {version} it is {there}, so clients would have to "
             "change; publish it under another name."
         )
-    differences = compare(run.directory, version / EXTRA)
+    found = differences(measure(run.directory), measure(version / EXTRA))
     metric = deciding_metric(run.config)
-    if metric not in differences:
+    if metric not in found:
+        raise UserError(f"`training.validation_metric`: {metric} is not evaluated; {suggest(metric, list(found))}")
+    if verdict(metric, found[metric]) == "worse":
         raise UserError(
-            f"`training.validation_metric`: {metric} is not evaluated; {suggest(metric, list(differences))}"
-        )
-    found = differences[metric]
-    if found.high < 0:
-        raise UserError(
-            f"{run.directory}: worse than {version}: {metric} differs by {found.difference:+.4f} "
-            f"(95 % interval {found.low:+.4f} to {found.high:+.4f}); not published."
+            f"{run.directory}: worse than {version}: {metric} differs by {found[metric].difference:+.4f} "
+            f"(95 % interval {found[metric].low:+.4f} to {found[metric].high:+.4f}); not published."
         )

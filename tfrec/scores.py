@@ -17,7 +17,7 @@ from tfrec.candidates import CandidateBatches
 from tfrec.click_metrics import NAMES, ClickMetrics
 from tfrec.columns import Histories
 from tfrec.errors import UserError
-from tfrec.metrics import user_weights
+from tfrec.metrics import interval_of, user_weights
 from tfrec.schema import Schema
 from tfrec.transforms import write_arrays
 from tfrec.windows import Batch
@@ -153,10 +153,9 @@ def judge(scores: Scores, schema: Schema, histories: Histories, *, samples: int,
     Slices are by what is known of the user, events and sessions, and by how long the item has been known.
     """
     metrics = scores.metrics()
-    low, high = np.nanpercentile(scores.resampled(samples, seed), [2.5, 97.5], axis=0)
     return {
         "metrics": metrics,
-        "confidence_intervals": {name: (float(low[place]), float(high[place])) for place, name in enumerate(metrics)},
+        "confidence_intervals": dict(zip(metrics, interval_of(scores.resampled(samples, seed)), strict=True)),
         "calibration": scores.calibration(samples, seed),
         "slices": {
             name: _by_bucket(scores, value, _EDGES[name]) for name, value in _known(scores, schema, histories).items()

@@ -8,6 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tfrec.comparison import Measured, differences, obstacles
+from tfrec.metrics import Difference
+
 STATUS_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -46,8 +49,45 @@ def _figure(document: Mapping[str, Any], name: str) -> str:
     value = document["metrics"].get(name)
     if value is None:
         return "-"
-    interval = (document.get("confidence_intervals") or {}).get(name)
+    return figure(value, (document.get("confidence_intervals") or {}).get(name))
+
+
+def figure(value: float, interval: Sequence[float] | None = None) -> str:
+    """A metric with its interval in brackets, where there is one."""
     return f"{value:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+
+
+def change(found: Difference) -> str:
+    """A paired difference with its interval and p-value."""
+    return f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] p {found.p_value:.3f}"
+
+
+def markdown_table(rows: Sequence[Sequence[str]], fields: Sequence[str]) -> str:
+    """Rows of text as a table in Markdown."""
+    lines = [fields, ["---"] * len(fields), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def measured_rows(found: Sequence[Measured], metrics: Sequence[str]) -> list[tuple[str, ...]]:
+    """One row a model: its name, the number of seeds, each metric with its interval."""
+    rows = []
+    for one in found:
+        intervals = one.intervals
+        figures = (figure(one.metrics[name], intervals[name]) if name in intervals else "-" for name in metrics)
+        rows.append((one.name, str(one.seeds), *figures))
+    return rows
+
+
+def difference_rows(pairs: Sequence[tuple[Measured, Measured]], metrics: Sequence[str]) -> list[tuple[str, ...]]:
+    """One row a pair: names, number of seeds, `first - second` of each metric, or why there is no difference."""
+    rows = []
+    for first, second in pairs:
+        reasons = obstacles(first, second)
+        found = {} if reasons else differences(first, second)
+        cells = [change(found[name]) if name in found else "-" for name in metrics]
+        mark = f" (not comparable: {'; '.join(reasons)})" if reasons else ""
+        rows.append((f"{first.name} - {second.name}{mark}", str(min(first.seeds, second.seeds)), *cells))
+    return rows
 
 
 def rows_table(
@@ -75,20 +115,21 @@ def checks_table(checks: Sequence[tuple[str, str, str, str]]) -> Table:
 
 
 def document_table(document: Mapping[str, Any], *, title: str = "") -> Table:
-    """A nested document as rows of dotted keys and values; a long list is cut after its first entries."""
+    """A nested document as rows of dotted keys and values."""
     table = Table(title=escape(title) or None, show_header=False)
     table.add_column("key")
     table.add_column("value", overflow="fold")
-    for key, value in _flattened(document, ""):
+    for key, value in flattened(document):
         table.add_row(escape(key), escape(value))
     return table
 
 
-def _flattened(document: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
+def flattened(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """The entries of a nested document as dotted keys and values; a long list is cut after its first entries."""
     rows = []
     for key, value in document.items():
         if isinstance(value, Mapping):
-            rows += _flattened(value, f"{prefix}{key}.")
+            rows += flattened(value, f"{prefix}{key}.")
         elif isinstance(value, list) and len(value) > 12:
             rows.append((f"{prefix}{key}", f"{', '.join(map(str, value[:12]))}, ... ({len(value)} in all)"))
         else:

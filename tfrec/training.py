@@ -22,7 +22,7 @@ from tfrec.callbacks import Display, Interruption, StepWatch
 from tfrec.checkpoints import Progress
 from tfrec.config import CONFIG, Config, load, suggest
 from tfrec.data import Batch, Dataset, prefetch, tf_dataset
-from tfrec.errors import UsageError, UserError, writing
+from tfrec.errors import InterruptionError, UsageError, UserError, writing
 from tfrec.evaluation import deciding_metric
 from tfrec.initialization import check_fresh, initialize
 from tfrec.metrics import effective_rank, larger_is_better
@@ -174,7 +174,7 @@ class _Training:
             variable.assign(value)  # training goes on from the weights, not from their moving average
         checkpoints.save(self.run.directory, self.model, progress)
         if self.interruption.requested and progress.epoch < self.settings.epochs:
-            raise UserError(
+            raise InterruptionError(
                 f"{self.run.directory}: interrupted at step {progress.step:,}; run the same command again to go on."
             )
 
@@ -361,6 +361,11 @@ def _is_finished(directory: Path, config: Config, dataset: Dataset) -> bool:
         return False
     check_weights(directory, record)
     return True
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What a configuration says of the training, by section: equal ones make equal runs of a dataset."""
+    return {section: _said(config, section)[section] for section in _TRAINED_BY}
 
 
 def _said(config: Config, section: str) -> Any:

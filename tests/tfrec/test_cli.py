@@ -1,13 +1,14 @@
 """The command line from outside: exit codes, one-line errors, what is imported, what goes to which stream."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -15,7 +16,9 @@ from typer.testing import CliRunner
 from tests.tfrec.models.made import make_schema
 from tfrec.cli import app
 from tfrec.errors import UsageError
+from tfrec.evaluation import Evaluation
 from tfrec.manifest import write_manifest
+from tfrec.ranks import Ranks
 
 RUNNER = CliRunner()
 COMMANDS = [
@@ -25,8 +28,10 @@ COMMANDS = [
     "preprocess",
     "data",
     "train",
+    "sweep",
     "evaluate",
     "compare",
+    "report",
     "export",
     "serve",
     "rollback",
@@ -211,28 +216,33 @@ def test_data_verify_names_the_changed_file(tmp_path: Path) -> None:
     assert "a.txt: its SHA-256 differs" in one_line(done)
 
 
-def test_compare_shows_both_runs_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("first", 0.25), ("second", 0.5)):
-        (tmp_path / name).mkdir()
-        document = {
-            "protocol": {"split": "test", "request_time": name == "second"},
-            "metrics": {"ndcg@10": value},
-            "confidence_intervals": {"ndcg@10": [value - 0.01, value + 0.01]},
-        }
-        (tmp_path / name / "evaluation.json").write_text(json.dumps(document))
-    import tfrec.evaluation
-    from tfrec.metrics import Difference
-
-    monkeypatch.setattr(
-        tfrec.evaluation, "compare", lambda run, other, split: {"ndcg@10": Difference(0.25, 0.2, 0.3, 0.01)}
+def evaluated(directory: Path, better: list[int], *, request_time: bool = False) -> Path:
+    """A run's evaluation of four users whose targets have so many better candidates."""
+    users = np.arange(len(better), dtype=np.int32)
+    protocol = {"task": "retrieval", "split": "test", "dataset": "d", "filter_seen": True, "request_time": request_time}
+    protocol |= {"ks": [1], "bootstrap_samples": 100}
+    directory.mkdir(parents=True)
+    Evaluation(protocol, {}, {}, {}, Ranks(users, users, users + 2, np.array(better, np.int32), users * 0)).write(
+        directory
     )
-    done = RUNNER.invoke(app, ["compare", str(tmp_path / "first"), str(tmp_path / "second")])
-    assert done.exit_code == 0
-    assert "0.2500 [0.2400, 0.2600]" in done.stdout
-    assert "0.5000 [0.4900, 0.5100]" in done.stdout
-    assert "[+0.2000, +0.3000]" in done.stdout
-    marked = " ".join(line for line in done.stdout.splitlines() if line.startswith("! `request_time` differs"))
-    assert f"{tmp_path}/first False" in marked
+    return directory
+
+
+def test_compare_shows_figures_differences_and_what_is_not_comparable(tmp_path: Path) -> None:
+    first, second = evaluated(tmp_path / "a", [0, 0, 0, 0]), evaluated(tmp_path / "b", [3, 3, 3, 3])
+    other = evaluated(tmp_path / "c", [0, 0, 0, 0], request_time=True)
+    plot = tmp_path / "plot.svg"
+    done = RUNNER.invoke(app, ["compare", str(first), f"two=seeds,{second}", str(other)])
+    assert done.exit_code == 1  # no run `seeds`
+    done = RUNNER.invoke(app, ["compare", str(first), f"two={second},{first}", str(other), "--plot", str(plot)])
+    assert done.exit_code == 0, done.exception
+    text = " ".join(done.stdout.replace("│", " ").split())
+    assert "recall@1 1.0000 [1.0000, 1.0000] 0.5000 [0.5000, 0.5000] 1.0000 [1.0000, 1.0000]" in text
+    assert f"two minus {first}" in text
+    assert "recall@1 -0.5000 [-0.5000, -0.5000] p 0.020 worse" in text
+    assert f"! {other} minus {first}: not comparable, `request_time` is True and False" in text
+    names = {node.text for node in ElementTree.fromstring(plot.read_text()).iter() if node.tag.endswith("text")}
+    assert {"two", str(first), "recall@1", "mrr"} <= names
 
 
 def test_init_writes_a_config_that_loads_and_overwrites_none(tmp_path: Path) -> None:

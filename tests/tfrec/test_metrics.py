@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrec.metrics import bootstrap_interval, effective_rank, mrr, ndcg_at_k, paired_bootstrap, recall_at_k
+from tfrec.metrics import (
+    bootstrap_interval,
+    difference_of,
+    effective_rank,
+    mrr,
+    ndcg_at_k,
+    recall_at_k,
+    resampled_means,
+)
 
 pytestmark = pytest.mark.jax
 
@@ -41,6 +49,11 @@ def test_published_values_without_ties():
 def test_metrics_of_no_queries_are_empty():
     none = np.zeros(0, int)
     assert recall_at_k(none, none, 10).shape == ndcg_at_k(none, none, 10).shape == mrr(none, none).shape == (0,)
+
+
+def test_resamples_without_the_metric_are_left_out():
+    (found,) = difference_of(np.array([0.2]), np.array([[0.1], [0.2], [math.nan], [0.3]]))
+    assert found == pytest.approx((0.2, 0.105, 0.295, 0.5))  # p = 2 (0 + 1) / (3 + 1)
 
 
 def test_interval_equals_a_bootstrap_written_out():
@@ -79,15 +92,21 @@ def test_equal_seeds_give_equal_intervals():
     assert first == again != other
 
 
+def paired_bootstrap(first, second, users, samples):
+    """Differences of means over the same queries."""
+    values = first - second
+    return difference_of(values.mean(axis=0), resampled_means(values, users, samples=samples, seed=0))
+
+
 def test_a_clear_difference_is_significant_and_none_is_not():
     rng = np.random.default_rng(0)
     base = rng.random((500, 1))
     better = base + 0.1 + rng.normal(scale=0.1, size=base.shape)
-    (found,) = paired_bootstrap(better, base, np.arange(500), samples=999, seed=0)
+    (found,) = paired_bootstrap(better, base, np.arange(500), samples=999)
     assert found.low < 0.1 < found.high
     assert found.low > 0.08
     assert found.p_value == pytest.approx(2 / 1000)
-    (nothing,) = paired_bootstrap(base, base, np.arange(500), samples=999, seed=0)
+    (nothing,) = paired_bootstrap(base, base, np.arange(500), samples=999)
     assert nothing == (0.0, 0.0, 0.0, 1.0)
 
 
@@ -96,7 +115,7 @@ def test_p_value_is_twice_the_tail_of_a_normal_difference():
     values = rng.normal(size=(400, 1))
     values += 1.5 / math.sqrt(400) - values.mean()  # 1.5 standard errors above 0
     values = values / values.std()
-    (found,) = paired_bootstrap(values, np.zeros_like(values), np.arange(400), samples=4000, seed=0)
+    (found,) = paired_bootstrap(values, np.zeros_like(values), np.arange(400), samples=4000)
     standard_errors = float(values.mean()) * math.sqrt(400)
     assert found.p_value == pytest.approx(math.erfc(standard_errors / math.sqrt(2)), abs=0.03)
 

@@ -14,7 +14,7 @@ from tfrec.ranks import Ranks
 def write_evaluation(directory, *, request_time=False, split="test"):
     directory.mkdir(parents=True, exist_ok=True)
     counts = np.arange(30, dtype=np.int32)
-    protocol = {"split": split, "dataset": "d", "filter_seen": True, "request_time": request_time}
+    protocol = {"task": "retrieval", "split": split, "dataset": "d", "filter_seen": True, "request_time": request_time}
     protocol |= {"ks": [10], "bootstrap_samples": 100}
     Evaluation(protocol, {}, {}, {}, Ranks(counts, counts, counts + 2, counts, counts * 0)).write(directory)
 
