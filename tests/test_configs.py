@@ -3,21 +3,25 @@
 import os
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from beam_jobs import preprocess
 from beam_jobs.recipes import RECIPES
-from tfrec.config import load
+from tfrec.config import load, load_sweep
 from tfrec.data import Dataset
 from tfrec.models import check_options, is_ranking, resolve
 from tfrec.objectives import build_objective
+from tfrec.sweep import plan
 
 FOLDER = Path(__file__).parents[1] / "configs"
 MODELS = ("heterrec", "sasrec", "hstu", "popularity", "two_tower")
 BASELINES = ("bert4rec", "gru4rec", "pinnerformer")
 DATASETS = ("shop", "amazon_beauty", "movielens_1m", "online_retail")
+SWEEPS = sorted(FOLDER.glob("sweep_*.yaml"))
+EXPERIMENTS = sorted({*FOLDER.glob("*.yaml")} - {*SWEEPS})
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +35,7 @@ def test_there_is_one_of_every_model_and_data_set():
     assert wanted <= set(os.listdir(FOLDER))
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_config_is_valid_and_named_after_model_and_data_set(path):
     config = load(path)
     model, dataset = config.model["name"], Path(config.data.out).name
@@ -41,7 +45,7 @@ def test_config_is_valid_and_named_after_model_and_data_set(path):
     assert config.data.recipe is not None or config.data.events is not None
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_model_and_objective_have_the_options(path):
     config = load(path)
     options = {key: value for key, value in config.model.items() if key != "name"}
@@ -53,7 +57,7 @@ def test_model_and_objective_have_the_options(path):
         }
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *SWEEPS], ids=lambda path: path.stem)
 def test_paths_are_free_of_this_machine(path):
     def texts(value):
         if isinstance(value, dict):
@@ -62,6 +66,22 @@ def test_paths_are_free_of_this_machine(path):
 
     for text in texts(yaml.safe_load(path.read_text("utf-8"))):
         assert not str(text).startswith(("/", "~")), text
+
+
+def test_the_sweep_tries_every_ranking_model_of_the_shop(tmp_path, monkeypatch):
+    monkeypatch.chdir(FOLDER.parent)
+    monkeypatch.setattr("tfrec.sweep.Dataset.open", lambda path: SimpleNamespace(fingerprint=str(path)))
+    path = FOLDER / "sweep_shop_impressions.yaml"
+    rows = plan(load_sweep(path), path, tmp_path, [])
+    tried = {trials[0].config.model["name"] for row in rows for trials in row.trials}
+    shipped = {load(one).model["name"] for one in EXPERIMENTS if one.stem.endswith("_shop_impressions")}
+    assert tried == {name for name in shipped if is_ranking(resolve(name))}
+    assert {(len(row.trials), len(trials)) for row in rows for trials in row.trials} == {(4, 3)}
+    assert {row.plan["dataset"] for row in rows} == {"datasets/shop_impressions"}
+    staged = [row.first for row in rows if row.name.startswith("hpgr")]
+    assert len(staged) == 4
+    assert {first.directory for first in staged} == {staged[0].directory}  # trained once
+    assert staged[0].config.model["name"] == "hpgr_pretrain"
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -76,7 +96,7 @@ def test_models_of_a_data_set_share_the_dataset_and_the_metrics(dataset):
 
 
 def test_impressions_of_the_shop_are_one_dataset():
-    configs = [load(path) for path in sorted(FOLDER.glob("*_shop_impressions.yaml"))]
+    configs = [load(path) for path in EXPERIMENTS if path.stem.endswith("_shop_impressions")]
     assert len(configs) == 12
     for config in configs:
         assert (config.data, config.histories, config.features) == (
@@ -86,7 +106,7 @@ def test_impressions_of_the_shop_are_one_dataset():
         )
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_seen_items_are_left_out_only_where_nobody_repeats_one(path):
     config = load(path)
     if not is_ranking(resolve(config.model["name"])):

@@ -126,14 +126,18 @@ def test_missing_recipe_path_is_found(tmp_path: Path) -> None:
     assert "ml-1m" in check.found
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.stem.startswith("sweep_")],
+    ids=lambda path: path.stem,
+)
 def test_shipped_config_fails_for_missing_files_alone(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFREC_DATA", str(tmp_path / "none"))
     failed = {check.name: check.found for check in examine(path) if check.status == "fail"}
-    if path.stem.endswith("_shop"):
+    if "_shop" in path.stem:
         assert failed == {}
     else:
         assert failed
