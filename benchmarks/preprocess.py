@@ -6,6 +6,10 @@ user, accounts for every row and writes tf.train.Example TFRecords, vocabulary, 
 polars script works the same columns out of the same file in one process and writes them as Parquet. Both run in a
 process of their own, one after the other, `--repeats` times, with the same number of threads; the fastest run of each
 counts. Peak memory is the process's own (ru_maxrss). The last line of stdout is one JSON document.
+
+`--with` adds others: `features` (our job with four item features and a text), `two_workers` (our job in two worker
+processes), `pandas` (ids, sessions, splits and one training row an event, by pandas and a Python loop, as RecBole
+prepares sequences) and `elements` (a Beam job whose elements are events, to TFRecords).
 """
 
 import argparse
@@ -16,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +88,107 @@ def run_polars(events: Path, out: Path) -> None:
     histories.write_parquet(out / "histories.parquet")
 
 
+def run_features(events: Path, out: Path) -> None:
+    """Our job with four item features and a text."""
+    from beam_jobs.preprocess import run
+    from tfrec.config import parse
+
+    rng = np.random.default_rng(1)
+    words = np.array([f"word{n}" for n in range(5_000)])
+    catalogue = pl.DataFrame(
+        {
+            "item_id": [f"i{n}" for n in range(NUM_ITEMS)],
+            "brand": rng.integers(0, 2_000, NUM_ITEMS).astype(str),
+            "tags": ["|".join(row) for row in rng.integers(0, 500, (NUM_ITEMS, 3)).astype(str)],
+            "price": rng.lognormal(3, 1, NUM_ITEMS),
+            "seller": rng.integers(0, 20_000, NUM_ITEMS).astype(str),
+            "title": [" ".join(row) for row in words[(5_000 * rng.random((NUM_ITEMS, 6)) ** 2).astype(int)]],
+        }
+    )
+    items = out.with_name("items.parquet")
+    catalogue.write_parquet(items)
+    features = [
+        {"name": "brand", "kind": "categorical"},
+        {"name": "tags", "kind": "categorical", "multivalued": True, "separator": "|"},
+        {"name": "price", "kind": "numerical"},
+        {"name": "seller", "kind": "categorical", "hash_buckets": 10_000},
+        {"name": "title", "kind": "text"},
+    ]
+    data = {"out": str(out), "events": {"files": [str(events)]}, "items": {"files": [str(items)]}}
+    run(parse({"data": data, "features": {"items": features}}))
+
+
+def run_two_workers(events: Path, out: Path) -> None:
+    """Our job in two worker processes."""
+    from beam_jobs.preprocess import run
+    from tfrec.config import parse
+
+    options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    run(parse({"data": {"out": str(out), "events": {"files": [str(events)]}}}), options)
+
+
+def run_pandas(events: Path, out: Path) -> None:
+    """Ids, sessions and splits by pandas, and, by a Python loop over events, one row of the items before each."""
+    import pandas as pd
+
+    frame = pd.read_parquet(events)
+    for name in ("user_id", "item_id"):
+        frame[name] = pd.factorize(frame[name])[0] + 1
+    frame = frame.sort_values(["user_id", "time"], kind="stable").reset_index(drop=True)
+    users = frame.groupby("user_id")
+    frame["session"] = (users["time"].diff() > SESSION_GAP_SECONDS).groupby(frame["user_id"]).cumsum() + 1
+    left = users["item_id"].transform("size") - users.cumcount()
+    frame["split"] = np.select([left == 1, left == 2], [2, 1], 0)
+    user, item, begin = frame["user_id"].to_numpy(), frame["item_id"].to_numpy(), 0
+    rows = np.zeros((len(frame), EVENTS_A_USER), np.int32)
+    for place in range(1, len(frame)):
+        if user[place] != user[place - 1]:
+            begin = place
+        before = item[max(begin, place - EVENTS_A_USER) : place]
+        rows[place, : len(before)] = before
+    out.mkdir()
+    frame.to_parquet(out / "events.parquet")
+    np.save(out / "rows.npy", rows)
+
+
+def _history(user: str, events: Iterable[tuple[int, str]]) -> bytes:
+    import tensorflow as tf
+
+    times, items = zip(*sorted(events), strict=True)
+    cuts = np.diff(times, prepend=times[0]) > SESSION_GAP_SECONDS
+    split = [0] * (len(items) - 2) + [1, 2] if len(items) > 2 else [0] * len(items)
+    numbers = {"time": times, "session": np.cumsum(cuts) + 1, "split": split}
+    feature = {name: tf.train.Feature(int64_list=tf.train.Int64List(value=values)) for name, values in numbers.items()}
+    texts = {"user_id": [user.encode()], "item_id": [item.encode() for item in items]}
+    feature |= {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=values)) for name, values in texts.items()}
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True)
+
+
+def run_elements(events: Path, out: Path) -> None:
+    """Histories by a Beam job whose elements are events."""
+    import apache_beam as beam
+
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        _ = (
+            pipeline
+            | beam.io.ReadFromParquet(str(events))
+            | beam.Map(lambda row: (row["user_id"], (row["time"], row["item_id"])))
+            | beam.GroupByKey()
+            | beam.MapTuple(_history)
+            | beam.io.WriteToTFRecord(str(out / "histories"))
+        )
+
+
+RUNS = {
+    "polars": run_polars,
+    "ours": run_ours,
+    "features": run_features,
+    "two_workers": run_two_workers,
+    "pandas": run_pandas,
+    "elements": run_elements,
+}
+
+
 def measure(name: str, events: Path, folder: Path, threads: int) -> dict[str, float]:
     """Seconds and peak memory of one run in a process of its own."""
     out = folder / f"out-{name}"
@@ -106,28 +212,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of polars and Arrow")
     parser.add_argument("--seed", type=int, default=0, help="seed of the events")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
-    parser.add_argument("--only", choices=("ours", "polars"), help=argparse.SUPPRESS)
+    parser.add_argument("--with", nargs="*", default=[], choices=list(RUNS)[2:], dest="others", help="what else is run")
+    parser.add_argument("--only", choices=list(RUNS), help=argparse.SUPPRESS)
     parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
-        {"ours": run_ours, "polars": run_polars}[arguments.only](arguments.log, arguments.out)
+        RUNS[arguments.only](arguments.log, arguments.out)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         print(json.dumps({"peak_bytes": usage.ru_maxrss * 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         events = Path(folder) / "events.parquet"
         generate(events, arguments.events, arguments.seed)
-        runs: dict[str, list[dict[str, float]]] = {"polars": [], "ours": []}
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("polars", "ours", *arguments.others)}
         for _ in range(arguments.repeats):
             for name, found in runs.items():
                 found.append(measure(name, events, Path(folder), arguments.threads))
     best = {name: min(found, key=lambda one: one["seconds"]) for name, found in runs.items()}
     ratio = best["ours"]["seconds"] / best["polars"]["seconds"]
-    print(f"{'':8}{'seconds':>10}{'CPU s':>10}{'events/s':>12}{'peak GiB':>10}")
+    print(f"{'':12}{'seconds':>10}{'CPU s':>10}{'events/s':>12}{'peak GiB':>10}")
     for name, one in best.items():
         rate, peak = arguments.events / one["seconds"], one["peak_bytes"] / 2**30
-        print(f"{name:8}{one['seconds']:>10.2f}{one['cpu_seconds']:>10.2f}{rate:>12,.0f}{peak:>10.2f}")
+        print(f"{name:12}{one['seconds']:>10.2f}{one['cpu_seconds']:>10.2f}{rate:>12,.0f}{peak:>10.2f}")
     print(f"ours / polars: {ratio:.2f} (bar: at most {LIMIT} at 20 million events)")
     print(json.dumps({"events": arguments.events, "threads": arguments.threads, "ratio": ratio, **best}))
 
