@@ -110,7 +110,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(data, trained, tmp_path, 
         ({"training": {"windows": "random"}}, "`training.windows`: says nothing to a ranking model; leave it out."),
         ({"training": {"validation_metric": "ndcg@10"}}, "must be auc, grouped_auc, log_loss, normalised_entropy, "),
         ({"training": {"validation_metric": "auc_buy"}}, "not measured; did you mean `auc"),
-        ({"objective": {"name": "full_softmax"}}, "`objective.name`: full_softmax is none for a ranking model"),
+        ({"objective": {"name": "full_softmax"}}, "`objective.name`: FullSoftmax is none for a ranking model"),
         (
             {"model": {"causal": False}, "ranking": {"group": "user"}},
             "`ranking.group`: must be request: tests.tfrec.models.tiny:tiny_ranking is not causal",

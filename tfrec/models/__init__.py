@@ -85,7 +85,9 @@ def build(
 def _check_objective(layer: Any, builder: Callable[..., Any], name: str) -> None:
     if layer is not None and is_ranking(builder) == hasattr(layer, "set_counts"):
         kind = "ranking" if is_ranking(builder) else "retrieval"
-        raise UsageError(f"`objective.name`: {layer.name} is none for a {kind} model, which {name} is; leave it out.")
+        raise UsageError(
+            f"`objective.name`: {type(layer).__name__} is none for a {kind} model, which {name} is; leave it out."
+        )
 
 
 def is_ranking(builder: Callable[..., Any]) -> bool:

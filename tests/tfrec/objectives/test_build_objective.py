@@ -7,6 +7,7 @@ from tfrec.objectives import OBJECTIVES, build_objective
 pytestmark = pytest.mark.jax
 
 OPTIONS = {
+    "binary_crossentropy": {"label_weights": {"click": 1.0, "cart": 0.5}},
     "dense_all_action": {"horizon_days": 7.0, "horizon_events": 4, "learn_temperature": False, "negatives": "uniform"},
     "full_softmax": {"temperature": 0.1},
     "in_batch_softmax": {"negatives": "mixed", "num_negatives": 7, "temperature": 0.1, "log_q": False},
@@ -74,7 +75,7 @@ def test_an_objective_may_come_from_elsewhere():
             {"name": "full_softmax", "temperature": -1},
             "`objective`: full_softmax: `temperature` must be a positive number",
         ),
-        ({}, "`objective.name`: must be given; known: dense_all_action, full_softmax"),
+        ({}, "`objective.name`: must be given; known: binary_crossentropy, dense_all_action, full_softmax"),
         ({"name": "nowhere.to:Be"}, "nowhere.to:Be cannot be imported"),
     ],
 )
