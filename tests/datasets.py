@@ -132,7 +132,7 @@ def make(*, users: int, items: int, seed: int, options: Mapping[str, Any], direc
     code_of[order] = np.arange(2, items + 2)
     for history in histories:
         history["item"] = code_of[history.pop("place")]
-        if options["impressions"]:
+        if options.get("impressions"):
             history |= make_impressions(rng, history, items)
     schema = _schema(rng, directory, [names[place] for place in order], histories, options)
     vectors = _vectors(rng, np.array(order), items)
@@ -271,7 +271,7 @@ def _schema(
         target_event_types=options["target_event_types"] if options["has_event_types"] else None,
         labels=tuple(_labels(options)),
         impressions=ImpressionColumns(labels=LABELS, has_positions=True, has_requests=True)
-        if options["impressions"]
+        if options.get("impressions")
         else None,
         display=("title",),
         title="title",
@@ -297,7 +297,7 @@ def _schema(
 def _labels(options: Mapping[str, Any]) -> Iterator[Label]:
     if options["side_features"]:
         yield Label(name="liked", column="rating", operator=">=", value=4.0)
-    if options["impressions"]:
+    if options.get("impressions"):
         yield Label(name="click", column="click", operator="==", value=1.0)
         yield Label(name="cart", column="cart", operator="==", value=1.0)
 

@@ -26,7 +26,7 @@ def built(vectors, queries, tmp_path_factory):
     ids = [f"i{place}" for place in range(COUNT)]
     chunks = [vectors[start : start + 5000] for start in range(0, COUNT, 5000)]
     for kind in ("exact", "scann"):
-        Searcher.build(root / kind, ids, chunks, kind=kind, queries=queries, k=K, target_recall=0.9)
+        Searcher.build(root / kind, ids, chunks, kind=kind, queries=queries, k=K, target_recall=0.9, min_recall=0.5)
     return root
 
 
