@@ -75,7 +75,6 @@ tf.saved_model.save(module, sys.argv[1], signatures={"serving_default": module.w
 
 
 @pytest.mark.conformance("A27")
-@pytest.mark.slow
 def test_a27_operations_of_tensorflow_text(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", WORDS, str(tmp_path / "words" / "1")], check=True, capture_output=True)
     with ModelServer(tmp_path, rest_port=0, grpc_port=0) as server:

@@ -124,10 +124,13 @@ def test_index_follows_new_changed_and_removed_items(built, vectors, queries, ki
     assert searcher.recall(queries, K) == pytest.approx(share_found(found, expected), abs=0.002)
     saved = searcher.save(tmp_path / "saved")
     assert len(saved) == len(searcher) == len(saved.vectors)
-    again = saved.search(queries, K)[0]
-    assert [[saved.item_ids[place] for place in row] for row in again] == [
-        [searcher.item_ids[place] for place in row] for row in found
-    ]
+    again = [[saved.item_ids[place] for place in row] for row in saved.search(queries, K)[0]]
+    before = [[searcher.item_ids[place] for place in row] for row in found]
+    if kind == "exact":
+        assert again == before
+    else:  # equal codes stand in another order, and the cut before reordering falls elsewhere
+        alike = [len(set(one) & set(other)) / K for one, other in zip(again, before, strict=True)]
+        assert np.mean(alike) > 0.97
     changed = saved.search(queries, 2, allow=["i7", "new3"])[0]
     assert {saved.item_ids[place] for place in changed[0]} == {"i7", "new3"}
     np.testing.assert_array_equal(saved.vectors[list(saved.item_ids).index("i7")], new[607])
