@@ -69,6 +69,26 @@ def to_numpy(value: Any) -> np.ndarray:
     return ops.convert_to_numpy(ops.cast(value, "float32") if floating else value)
 
 
+def compiled(model: Any, training: bool = False) -> Callable[..., Any]:
+    """A model as a function of a batch (and of another model with weights like its own) that gives arrays.
+
+    JAX compiles it once for each shape of batches, where it would compile every operation that is called by itself.
+    """
+    if keras.backend.backend() != "jax":
+        return lambda batch, other=model: tree.map_structure(to_numpy, other(batch, training=training))
+    import jax
+
+    @jax.jit
+    def forward(values: list[Any], batch: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(model.weights, values, strict=True))):
+            return model(batch, training=training)
+
+    def run_with(batch: Arrays, other: Any = model) -> Any:
+        return tree.map_structure(to_numpy, forward([weight.value for weight in other.weights], dict(batch)))
+
+    return run_with
+
+
 def randomise(layer: Any, seed: int = 0, scale: float = 0.3) -> None:
     """Gives every trainable weight random values, so that zeros and ones hide nothing."""
     rng = np.random.default_rng(seed)
@@ -86,7 +106,7 @@ def gradients(layer: Any, loss: Callable[[], Any]) -> dict[str, np.ndarray | Non
             with keras.StatelessScope(state_mapping=list(zip(weights, values, strict=True))):
                 return loss()
 
-        found = jax.grad(of_values)([weight.value for weight in weights])
+        found = jax.jit(jax.grad(of_values))([weight.value for weight in weights])
     else:
         import tensorflow as tf
 
@@ -217,18 +237,20 @@ def check_ranking_model(
     assert history["loss"][-1] < 0.9 * history["loss"][0]
     assert set(history) == {"loss", *model.objective.metric_names, *getattr(model.scorer, "metric_names", ())}
 
-    again = reloaded(model, rebuild, tmp_path)
+    again, logits_of = reloaded(model, rebuild, tmp_path), compiled(model)
     for batch in batches:
-        logits = tree.map_structure(to_numpy, model(batch))
+        logits = logits_of(batch)
         assert {label: value.shape for label, value in logits.items()} == dict.fromkeys(
             model.labels, batch["candidate"].shape
         )
         real = batch["candidate_weight"] > 0
-        _assert_same_logits(again(batch), logits, real)
-        _assert_same_logits(model(_with_other_outcomes(batch)), logits, real)
+        _assert_same_logits(logits_of(batch, again), logits, real)
+        _assert_same_logits(logits_of(_with_other_outcomes(batch)), logits, real)
         if alone:
-            _assert_same_logits(_one_by_one(model, batch), logits, real)
-        padded = tree.map_structure(to_numpy, model(_padded(batch, model.history_length)))
+            for place in range(real.shape[1]):
+                here = np.arange(real.shape[1]) == place
+                _assert_same_logits(logits_of(_without_others(batch, here)), logits, real & here)
+        padded = logits_of(_padded(batch, model.history_length))
         _assert_same_logits({label: value[:, :-2] for label, value in padded.items()}, logits, real)
     _assert_same_items(again, model)
 
@@ -249,6 +271,7 @@ def learn(model: Any, batches: list[dict[str, np.ndarray]]) -> dict[str, list[fl
                 yield (batch,)
 
     model.compile(optimizer=keras.optimizers.Adam(3e-3), jit_compile=keras.backend.backend() == "jax")
+    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces a step twice
     fitted = model.fit(forever(), steps_per_epoch=len(prepared), epochs=15, verbose=0, shuffle=False)
     return fitted.history
 
@@ -283,19 +306,15 @@ def _with_other_outcomes(batch: Arrays) -> dict[str, np.ndarray]:
     return changed
 
 
-def _one_by_one(model: Any, batch: Arrays) -> dict[str, np.ndarray]:
-    """The logits of each candidate as the only one of its row, whose later events are left out."""
-    columns = []
-    for place in range(batch["candidate"].shape[1]):
-        here = slice(place, place + 1)
-        one = {key: value[:, here] if key.startswith("candidate") else value for key, value in batch.items()}
-        seen = np.arange(batch["item"].shape[1]) < one["candidate_history"]
-        for key in batch:
-            if is_event(key):
-                mask = seen if batch[key].ndim == 2 else seen[..., None]
-                one[key] = batch[key] * mask
-        columns.append(tree.map_structure(to_numpy, model(one)))
-    return {label: np.concatenate([column[label] for column in columns], axis=1) for label in columns[0]}
+def _without_others(batch: Arrays, here: np.ndarray) -> dict[str, np.ndarray]:
+    """Each row with one candidate, where `here` is true, and without the events behind it; of the same shape."""
+    seen = np.arange(batch["item"].shape[1]) < batch["candidate_history"][:, here]
+    changed = dict(batch)
+    for key, value in batch.items():
+        if is_event(key) or key.startswith("candidate"):
+            mask = seen if is_event(key) else here[None]
+            changed[key] = value * mask.reshape(mask.shape + (1,) * (value.ndim - 2)).astype(value.dtype)
+    return changed
 
 
 def _padded(batch: Arrays, history_length: int) -> dict[str, np.ndarray]:

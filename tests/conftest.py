@@ -11,6 +11,7 @@ from tests import conformance
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before anything imports TensorFlow
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # TFRS and encoders of other packages share a process here
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # tests compile much and compute little
 settings.register_profile("equal", derandomize=True)  # the same examples in every run
 settings.load_profile("equal")
 _HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None

@@ -24,7 +24,7 @@ def make(objective=None, *, labels="all", **options):
 
 def test_the_tiniest_model_passes_the_battery(tmp_path):
     schema = make_schema(labels=LABELS)
-    batches = [make_ranking_batch(schema, 40, 12, 5, 0), make_ranking_batch(schema, 24, 8, 3, 1, by_user=True)]
+    batches = [make_ranking_batch(schema, 40, 8, 4), make_ranking_batch(schema, 40, 8, 4, 1, by_user=True)]
     tables = NUM_ITEMS + SIZES["brand"] + SIZES["tags"]
     image = 2 * 11 * 4  # two groups of nine codes, padding and unknown, half as wide
     check_ranking_model(make(), batches, parameters=tables * 8 + image + 2 * (10 + 1), tmp_path=tmp_path, rebuild=make)
