@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from tfrec.columns import SPLITS, Histories, Impressions
 from tfrec.schema import Schema
-from tfrec.windows import Batch, Integers, PlannedBatches, Rows, SplitName, bucket_lengths, gather_events, stream
+from tfrec.windows import (
+    Batch,
+    Integers,
+    PlannedBatches,
+    Rows,
+    SplitName,
+    bucket_lengths,
+    gather_events,
+    stream,
+    target_events,
+)
 
 Group = Literal["request", "user"]
 
@@ -81,6 +91,7 @@ class CandidateBatches(PlannedBatches):
         self.rows = _rows(histories, self.impressions, split, history_length, group, max_candidates)
         self._widths = bucket_lengths(max_candidates, shortest=1)
         self._first_position = _first_position(self.impressions)
+        self._is_target = target_events(schema, histories) if training else None
         if max_rows is not None and max_rows < len(self.rows.first):
             chosen = stream(seed, _SAMPLE).choice(len(self.rows.first), max_rows, replace=False)
             self.rows = self.rows.take(np.sort(chosen))
@@ -96,13 +107,15 @@ class CandidateBatches(PlannedBatches):
         """The batch at that place of the epoch."""
         chosen, width = self._plan[index]
         rows = self.rows.take(chosen)
-        batch, _, _ = gather_events(self.histories, rows.events, width)
+        batch, events, valid = gather_events(self.histories, rows.events, width)
         batch = {name: values for name, values in batch.items() if not name.startswith(_LABEL)}
         place = np.arange(self._width(chosen))
         real = place < rows.count[:, None]
         shown = rows.shown[np.where(real, rows.first[:, None] + place, rows.first[:, None])]  # (B, C)
         batch |= self._candidates(shown, real, rows.events)
-        if self.split != "train":
+        if self._is_target is not None:
+            batch["target_mask"] = valid & self._is_target[events]
+        else:
             batch["user"] = rows.events.user.astype(np.int32)
             batch["impression"] = np.where(real, shown, -1)
         return batch
@@ -113,7 +126,7 @@ class CandidateBatches(PlannedBatches):
         batch: Batch = {
             "candidate": columns["item"][shown] * real,
             "candidate_history": (np.maximum(columns["history"][shown] - skipped, 0) * real).astype(np.int32),
-            "candidate_weight": real.astype(np.float32),
+            "candidate_weight": (columns["weight"][shown] * real if "weight" in columns else real).astype(np.float32),
         }
         if "time" in columns:
             batch["candidate_time"] = columns["time"][shown] * real

@@ -307,6 +307,13 @@ def target_counts(schema: Schema, histories: Histories) -> NDArray[np.int64]:
     return np.bincount(columns["item"][chosen], minlength=schema.num_items).astype(np.int64)
 
 
+def target_events(schema: Schema, histories: Histories) -> NDArray[np.bool_]:
+    """The events that a model may learn to predict, `(E,)`: of the training split and of a target type."""
+    training: NDArray[np.bool_] = histories.columns["split"] == SPLITS["train"]
+    types = _target_types(schema)
+    return training if types is None else training & types[histories.columns["event_type"]]
+
+
 def _target_types(schema: Schema) -> NDArray[np.bool_] | None:
     """Which event type codes are predicted; None = all."""
     if not schema.event_types or schema.target_event_types is None:

@@ -1,7 +1,7 @@
 """Rows of impressions against the slow way: each impression alone."""
 
 import importlib.util
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -86,6 +86,7 @@ def test_every_impression_stands_once_behind_its_latest_events(dataset, group, s
             np.testing.assert_array_equal(batch["user_tags"][row], histories.user["tags"][user])
             for name, key in (("item", ""), ("time", "_time"), ("label_click", "_label_click")):
                 assert batch[f"candidate{key}"][row, place] == columns[name][number]
+            assert batch["candidate_weight"][row, place] == 0.5 + columns["item"][number] % 3
             assert batch["candidate_label_cart"][row, place] == columns["label_cart"][number]
             assert batch["candidate_position"][row, place] == max(columns["position"][number], 0)
     assert sorted(asked) == np.flatnonzero(columns["split"] == SPLITS[split]).tolist()
@@ -140,6 +141,27 @@ def test_widths_are_few_and_padding_is_empty(dataset):
         for key, value in batch.items():
             if key.startswith("candidate"):
                 assert not value[padding].any(), key
+
+
+def test_what_may_be_predicted_next_is_told_in_training_alone(tmp_path):
+    options = {"users": 30, "impressions": True, "split": "last_fraction", "target_event_types": ("purchase",)}
+    dataset = Dataset.open(make_dataset(tmp_path / "shop", **options, write_cache=True))
+    columns = dataset.histories().columns
+    purchase = 2 + dataset.schema.event_types.index("purchase")
+    expected = defaultdict(set)
+    for item, time, kind, split in zip(
+        *(columns[name] for name in ("item", "time", "event_type", "split")), strict=True
+    ):
+        expected[item, time].add(kind == purchase and split == 0)
+    assert sum(len(found) == 1 for found in expected.values()) > 0.9 * len(expected)  # few users share item and moment
+    expected[0, 0] = {False}
+    told = 0
+    for batch in batches(dataset, "train", group="user"):
+        for item, time, may in zip(*(batch[name].ravel() for name in ("item", "time", "target_mask")), strict=True):
+            assert may in expected[item, time]
+            told += may
+    assert told > 0
+    assert all("target_mask" not in batch for batch in batches(dataset, "test"))
 
 
 def test_order_depends_on_seed_and_epoch_and_a_sample_is_fixed(dataset):

@@ -24,7 +24,7 @@ class HistoryStateScorer(keras.layers.Layer):
             history, the same for every candidate of a row.
         heads: LabelHeads.
 
-    Input: a ranking batch. Output: `{label: (B, C)}`.
+    Input: a ranking batch. Output: `{label: (B, C)}`, and `states` `(B, L, D)` where they see no later event.
     """
 
     def __init__(self, inputs: RankingInputs, encoder: SequenceEncoder, heads: LabelHeads, **kwargs: Any) -> None:
@@ -33,6 +33,7 @@ class HistoryStateScorer(keras.layers.Layer):
         self.encoder = encoder
         self.heads = heads
         self.masked = isinstance(encoder, MaskedSequenceEncoder)
+        self.has_states = not self.masked
 
     def build(self, batch_shape: Any = None) -> None:
         self.inputs.build()
@@ -48,15 +49,18 @@ class HistoryStateScorer(keras.layers.Layer):
     def call(self, batch: dict[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
         candidate, user = self.inputs.embed_candidates(batch, training)
         candidate = ops.sum(candidate, axis=-2)
-        state = self._state_after(batch, training) if self.masked else self._state_before(batch, training)
+        outputs: dict[str, Tensor] = {}
+        if self.masked:
+            state = self._state_after(batch, training)
+        else:
+            outputs["states"] = self.encoder(batch, training=training)["state"]
+            state = last_state(outputs["states"], batch)
         state = ops.cast(state, candidate.dtype) + ops.zeros_like(candidate)  # (B, C, D)
         parts = [state, candidate, state * candidate]
         if user is not None:
             parts.append(ops.sum(user, axis=1, keepdims=True) + ops.zeros_like(candidate))
-        return self.heads(ops.concatenate(parts, axis=-1), batch.get("candidate_position"), training=training)
-
-    def _state_before(self, batch: dict[str, Tensor], training: bool | None) -> Tensor:
-        return last_state(self.encoder(batch, training=training)["state"], batch)
+        x = ops.concatenate(parts, axis=-1)
+        return {**self.heads(x, batch.get("candidate_position"), training=training), **outputs}
 
     def _state_after(self, batch: dict[str, Tensor], training: bool | None) -> Tensor:
         inputs, count = mask_after(batch)

@@ -71,7 +71,7 @@ def hstu_ranking(
 
     Differs from the public code: features of users are added to candidates, instead of tokens in front of the history;
     event types are summed to events instead of concatenated through an MLP; states are layer-normed before the head;
-    no stochastic depth, no truncated attention, no auxiliary losses.
+    no stochastic depth, no truncated attention.
     """
     return target_aware_model(
         "hstu_ranking",

@@ -131,7 +131,7 @@ class MTGRScorer(keras.layers.Layer):
         realtime_events: int or None. See `mtgr`.
         dropout: float. Of the tokens.
 
-    Input: a ranking batch. Output: `{label: (B, C)}`.
+    Input: a ranking batch. Output: `{label: (B, C)}`, and `states` `(B, L, D)` where events see no later one.
     """
 
     def __init__(
@@ -153,6 +153,7 @@ class MTGRScorer(keras.layers.Layer):
         self.heads = heads
         self.position = position
         self.realtime_events = realtime_events
+        self.has_states = realtime_events is None
         self.input_dropout = keras.layers.Dropout(dropout, name="input_dropout")
 
     def build(self, batch_shape: Any = None) -> None:
@@ -185,7 +186,8 @@ class MTGRScorer(keras.layers.Layer):
         state = {"context": context, "candidate": self.input_dropout(candidate, training=training)}
         for block in self.blocks:
             state = block(**state, seen=seen, visible=visible, context_group=group, training=training)
-        return self.heads(state["candidate"], batch.get("candidate_position"), training=training)
+        logits = self.heads(state["candidate"], batch.get("candidate_position"), training=training)
+        return {**logits, "states": state["context"][:, self.inputs.num_user_fields :]} if self.has_states else logits
 
     def _views(self, batch: dict[str, Tensor], visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What context sees of context `(B, T, T)`, what candidates see of it `(B, C, T)`, and its groups `(B, T)`."""

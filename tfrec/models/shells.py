@@ -12,6 +12,7 @@ from tfrec.layers.item_table import ItemTable
 
 _EVENT_KEYS = ("item", "time", "session")
 _OUTCOMES = ("candidate_label_", "candidate_weight")
+_STATES = "states"
 
 
 class Shell(keras.Model):
@@ -191,8 +192,9 @@ class RankingModel(Shell):
 
     Args:
         scorer: layer. Called on a batch without labels and weights, gives `{label: (B, C)}` logits and, in training,
-            a scalar for each name of its attribute `metric_names`, if it has one. `scorer.encode_items(items)` gives
-            what it knows of items `(N,)`, `(N, D)`.
+            a scalar for each name of its attribute `metric_names`, if it has one, and where its attribute `has_states`
+            is true `states` `(B, L, D)`, of each event without those behind it. `scorer.encode_items(items)` gives what
+            it knows of items `(N,)`, `(N, D)`.
         objective: layer. Of the kind of `tfrec.objectives.binary_crossentropy`.
         labels: names. Whose probabilities the model gives.
         item_table: ItemTable. The catalogue that the scorer reads.
@@ -203,7 +205,7 @@ class RankingModel(Shell):
 
     Input: a batch: events `(B, L)`, candidates `(B, C)` with `candidate_time` and `candidate_history`, the number of
     the row's events before each. `candidate_position` is an input of training alone: outside it every candidate is
-    taken to stand first.
+    taken to stand first, but for `logits_where_shown`.
     Output: `{label: (B, C)}` logits in float32; in training the scorer's metrics beside them.
     """
 
@@ -217,22 +219,37 @@ class RankingModel(Shell):
         why_not_causal: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if objective.reads_states and not getattr(scorer, "has_states", False):
+            raise ValueError("`objective.next_item_weight` must be 0: it has no states that see no later event.")
         measured = list(getattr(scorer, "metric_names", ()))
         shapes = dict.fromkeys(labels, (None, None))
         super().__init__((scorer,), objective, shapes, layer_metrics=measured, **kwargs)
         self.scorer = scorer
         self.labels = tuple(labels)
+        self._reads_states = objective.reads_states
         self.causal = causal
         self.why_not_causal = why_not_causal
 
     def call(self, batch: Mapping[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
-        inputs = {key: value for key, value in batch.items() if not key.startswith(_OUTCOMES)}
         if not training:
-            inputs["candidate_position"] = ops.cast(batch["candidate"] != 0, "int32")
-        outputs = self.scorer(inputs, training=training)
-        logits = {label: ops.cast(outputs[label], "float32") for label in self.labels}
-        measured = getattr(self.scorer, "metric_names", ()) if training else ()
-        return {**logits, **{name: outputs[name] for name in measured}}
+            batch = {**batch, "candidate_position": ops.cast(batch["candidate"] != 0, "int32")}
+        outputs = self._score(batch, training)
+        if not training:
+            return self._logits(outputs)
+        beside = [*getattr(self.scorer, "metric_names", ()), *([_STATES] if self._reads_states else [])]
+        return {**self._logits(outputs), **{name: outputs[name] for name in beside}}
+
+    def logits_where_shown(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What outcomes are compared with: the logits, not in training, at the positions that the batch names."""
+        return self._logits(self._score(batch, training=False))
+
+    def _score(self, batch: Mapping[str, Tensor], training: bool | None) -> dict[str, Tensor]:
+        inputs = {key: value for key, value in batch.items() if not key.startswith(_OUTCOMES)}
+        outputs: dict[str, Tensor] = self.scorer(inputs, training=training)
+        return outputs
+
+    def _logits(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {label: ops.cast(outputs[label], "float32") for label in self.labels}
 
     def compute_loss(
         self,
@@ -245,9 +262,20 @@ class RankingModel(Shell):
         """The objective's loss of a batch `x`; updates the objective's and the scorer's metrics."""
         assert self.objective is not None, "Asked for by the constructor."
         logits = {label: y_pred[label] for label in self.labels}
-        loss, values = self.objective(logits, batch=x, training=training)
-        self._measure({**values, **{name: y_pred[name] for name in y_pred if name not in logits}})
+        loss, values = self.objective(
+            logits, batch=x, states=y_pred.get(_STATES), items=self.scorer.encode_items, training=training
+        )
+        measured = {name: y_pred[name] for name in y_pred if name not in (*logits, _STATES)}
+        self._measure({**values, **measured})
         return loss
+
+    def set_catalogue(
+        self, codes: np.ndarray, train_count: np.ndarray, vectors: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """See `Shell`; tells the objective how many items there are."""
+        super().set_catalogue(codes, train_count, vectors)
+        assert self.objective is not None, "Asked for by the constructor."
+        self.objective.set_num_items(len(codes))
 
     def encode_items(self, items: Tensor) -> Tensor:
         """What the scorer knows of items `(N,)`, `(N, D)`."""

@@ -44,7 +44,8 @@ class TargetAwareScorer(keras.layers.Layer):
         enhancement: SessionEnhancement or None. Of events. Defaults to None.
         guide: PreferenceGuide or None. Of attention. Defaults to None.
 
-    Input: a ranking batch. Output: `{label: (B, C)}`, and with a guide `preference_mask`, a scalar.
+    Input: a ranking batch. Output: `{label: (B, C)}`, with a guide `preference_mask`, a scalar, and `states`
+    `(B, L, D)` where events see no later one and have one history for all candidates.
     """
 
     def __init__(
@@ -75,6 +76,12 @@ class TargetAwareScorer(keras.layers.Layer):
     def metric_names(self) -> tuple[str, ...]:
         """Names of the scalars among the outputs."""
         return () if self.guide is None else self.guide.metric_names
+
+    @property
+    def has_states(self) -> bool:
+        """Whether `states` is among the outputs."""
+        causal = self.enhancement is None or self.enhancement.causal
+        return causal and not (self.guide is not None and self.guide.whole)
 
     def build(self, batch_shape: Any = None) -> None:
         shape = (None, None, self.inputs.embedding_dim)
@@ -110,6 +117,8 @@ class TargetAwareScorer(keras.layers.Layer):
             state = block(**state, **options, training=training)
         per_row = (-1, ops.shape(batch["candidate"])[1], self.inputs.embedding_dim)
         candidate = self.output_norm(ops.reshape(state["candidate"], per_row))
+        if self.has_states:
+            outputs["states"] = self.output_norm(state["history"])
         return {**self.heads(candidate, batch.get("candidate_position"), training=training), **outputs}
 
     def _embed(self, batch: dict[str, Tensor], training: bool | None) -> View:

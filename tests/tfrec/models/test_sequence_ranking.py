@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tests.checks import check_ranking_model, gradients, randomise, to_numpy
+from tests.checks import check_ranking_model, compiled, count_parameters, gradients, learn, randomise, to_numpy
 from tests.tfrec.models.made import NUM_ITEMS, SIZES, make_catalogue, make_ranking_batch, make_schema
 from tfrec.errors import UsageError
 from tfrec.models import build
 
 LABELS = ("click", "buy")
-SMALL = {"embedding_dim": 8, "history_length": 16, "dropout": 0.0, "hidden_units": [6]}
+SMALL = {"embedding_dim": 8, "history_length": 16, "num_blocks": 1, "dropout": 0.0, "hidden_units": [6]}
 ANYWHERE = {  # options with which candidates may stand inside the history
     "gru4rec_ranking": {"units": 12},
     "hpgr": {"session_causal": True},
@@ -21,7 +21,7 @@ ANYWHERE = {  # options with which candidates may stand inside the history
     "mtgr": {"realtime_events": None},
     "sasrec_ranking": {},
 }
-SPARSE = {"scope": "all", "sparse": True, "num_anchors": 2, "sigma": 0.3}
+SPARSE = {"scope": "all", "sparse": True, "num_anchors": 2, "sigma": 0.3, "num_blocks": 2}  # the second sees scopes
 AFTER = {"bert4rec_ranking": {}, "hpgr": SPARSE, "hstu_ranking": {}, "mtgr": {"realtime_events": 3}}
 
 
@@ -29,9 +29,9 @@ def make_ranking_schema(**options):
     return make_schema(labels=LABELS, **options)
 
 
-def make(name, schema=None, *, random=True, **options):
+def make(name, schema=None, *, random=True, objective=None, **options):
     keras.utils.set_random_seed(0)
-    model = build(schema or make_ranking_schema(), {"name": name, **SMALL, **options}, labels=LABELS)
+    model = build(schema or make_ranking_schema(), {"name": name, **SMALL, **options}, objective, labels=LABELS)
     model.set_catalogue(*make_catalogue())
     if random:
         randomise(model, scale=0.2)
@@ -39,14 +39,14 @@ def make(name, schema=None, *, random=True, **options):
 
 
 def logits_of(model, batch):
-    return np.stack([to_numpy(logit) for logit in model(batch).values()])
+    return np.stack(list(compiled(model)(batch).values()))
 
 
 def block_parameters(width, inner):
     return (width * 3 * width + 3 * width) + (width * width + width) + 2 * width * inner + inner + width + 4 * width
 
 
-def expected_parameters(name, width=8):
+def expected_parameters(name, num_blocks=1, width=8):
     d = width
     items = (NUM_ITEMS + SIZES["brand"] + SIZES["tags"]) * d + 2 * (2 + 3**2) * d // 2
     inputs = items + (4 + SIZES["device"] + SIZES["segment"]) * d
@@ -58,15 +58,15 @@ def expected_parameters(name, width=8):
     if name == "gru4rec_ranking":
         return inputs + 3 * (d * 12 + 12 * 12 + 2 * 12) + 12 * d + d + head(4 * d)
     if name == "sasrec_ranking":
-        return inputs + 16 * d + 2 * block_parameters(d, d) + head(4 * d)
+        return inputs + 16 * d + block_parameters(d, d) + head(4 * d)
     if name == "bert4rec_ranking":
-        return inputs + 17 * d + d + 2 * block_parameters(d, 4 * d) + head(4 * d)
+        return inputs + 17 * d + d + block_parameters(d, 4 * d) + head(4 * d)
     if name == "mtgr":
         mixing = 4 * d * d + d + d * d + d  # four tokens to one
         block = (d * 4 * d + 4 * d) + 2 * 4 * 2 * d + 2 * (d * d + d)
-        return inputs + 16 * d + mixing + 3 * block + head(d)
+        return inputs + 16 * d + mixing + block + head(d)
     block = (d * 4 * d + 4 * d) + 2 * d + 2 * d + 3 * d * d
-    plain = inputs + d + 18 * d + 2048 * d + 2 * block + 2 * d + head(d)
+    plain = inputs + d + 18 * d + 2048 * d + num_blocks * block + 2 * d + head(d)
     if name == "hstu_ranking":
         return plain
     sessions = 2 * 17 * d + 2 * block_parameters(d, 4 * d)
@@ -78,14 +78,14 @@ def expected_parameters(name, width=8):
 def test_model_battery(name, by_user, tmp_path):
     schema = make_ranking_schema()
     options = (ANYWHERE if by_user else AFTER)[name]
-    batches = [make_ranking_batch(schema, 24, 16, 5, by_user=by_user), make_ranking_batch(schema, 24, 8, 3, 1)]
+    batches = [make_ranking_batch(schema, 24, 8, 3, by_user=by_user), make_ranking_batch(schema, 24, 8, 3, 1)]
     model = make(name, schema, random=False, **options)
     assert model.causal is by_user
     extra = 2 * 8 if name == "hpgr" and not by_user else 0  # the two [CLS]
     check_ranking_model(
         model,
         batches,
-        parameters=expected_parameters(name) + extra,
+        parameters=expected_parameters(name, options.get("num_blocks", 1)) + extra,
         tmp_path=tmp_path,
         rebuild=lambda: make(name, schema, **options),
     )
@@ -97,10 +97,10 @@ COMMON = [
     {"event_types": False},
     {"hidden_units": ()},
 ]
-SEQUENCE = [*COMMON, {"num_blocks": 1}, {"num_heads": 4}, {"intermediate_dim": 5}, {"position_embedding": False}]
+SEQUENCE = [*COMMON, {"num_blocks": 3}, {"num_heads": 4}, {"intermediate_dim": 5}, {"position_embedding": False}]
 TARGET = [
     *COMMON,
-    {"num_blocks": 1},
+    {"num_blocks": 3},
     {"num_heads": 4},
     {"key_dim": 3},
     {"value_dim": 3},
@@ -135,7 +135,7 @@ CHANGES = {
     "mtgr": [*SEQUENCE, {"realtime_events": None}, {"realtime_events": 0}],
     "sasrec_ranking": [*SEQUENCE, {"activation": "gelu"}],
 }
-FEW = {"hpgr": {"num_anchors": 2, "sigma": 0.7}, "mtgr": {"realtime_events": 3}}
+FEW = {"hpgr": {"num_anchors": 2, "sigma": 0.7, "num_blocks": 2}, "mtgr": {"realtime_events": 3, "num_blocks": 2}}
 
 
 @functools.cache
@@ -180,6 +180,47 @@ def test_places_of_impressions_are_biases_of_training(name):
     )
 
 
+NEXT_ITEM = {"next_item_weight": 0.5, "num_negatives": 30}
+WITHOUT_STATES = [
+    ("bert4rec_ranking", {}),
+    ("mtgr", {"realtime_events": 0}),
+    ("hpgr", {"session_causal": False}),
+    ("hpgr", {"session_causal": True, "scope": "all"}),
+    ("mtgr", {"realtime_events": 2}),
+]
+
+
+@pytest.mark.parametrize("name", [name for name in ANYWHERE if name != "hpgr"])  # it shares its scorer with HSTU
+def test_histories_learn_their_next_items_where_asked_for(name):
+    schema, options = make_ranking_schema(), ANYWHERE[name]
+    model = make(name, schema, objective=NEXT_ITEM, random=False, **options)
+    assert count_parameters(model) == count_parameters(make(name, schema, **options))
+    batch = make_ranking_batch(schema, 32, 8, 3)
+    batch["target_mask"] = batch["item"] != 0
+    found = learn(model, [batch])
+    assert set(found) >= {"loss_click", "loss_buy", "loss_next_item"}
+    assert found["loss_next_item"][-1] < 0.9 * found["loss_next_item"][0]
+
+
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_states_of_histories_see_no_later_event(name):
+    model, batch = make(name, objective=NEXT_ITEM, **ANYWHERE[name]), make_ranking_batch(make_ranking_schema(), 4, 8, 3)
+    batch["item"][1:, :] = np.maximum(batch["item"][1:, :], 2)
+    states = to_numpy(model(batch, training=True)["states"])
+    later = {key: value.copy() for key, value in batch.items()}
+    later["item"][:, 5] = 3 + later["item"][:, 5] % 7
+    changed = to_numpy(model(later, training=True)["states"])
+    assert states.shape == (4, 8, 8)
+    np.testing.assert_array_equal(changed[1:, :5], states[1:, :5])
+    assert np.abs(changed - states)[1:, 5].max() > 1e-4
+
+
+@pytest.mark.parametrize(("name", "options"), WITHOUT_STATES)
+def test_models_without_such_states_refuse_the_loss_of_the_next_item(name, options):
+    with pytest.raises(UsageError, match=r"`objective\.next_item_weight` must be 0: it has no states"):
+        make(name, objective=NEXT_ITEM, **options)
+
+
 @pytest.mark.jax
 @pytest.mark.parametrize("scope", ["candidate", "all"])
 def test_the_sparse_path_of_hpgr_is_the_dense_one(scope):
@@ -199,8 +240,14 @@ def test_the_sparse_path_of_hpgr_is_the_dense_one(scope):
         np.testing.assert_allclose(
             slopes[1][path], slope, rtol=1e-4, atol=1e-5 * max(1, np.abs(slope).max()), err_msg=path
         )
-    dense.scorer.guide = None
-    assert np.abs(logits_of(dense, batch) - logits).max() > 1e-2
+
+
+@pytest.mark.parametrize("scope", ["candidate", "all"])
+def test_attention_is_guided(scope):
+    model, batch = make("hpgr", **{**SPARSE, "scope": scope}), make_ranking_batch(make_ranking_schema(), 6, 16, 3)
+    logits = logits_of(model, batch)
+    model.scorer.guide = None
+    assert np.abs(logits_of(model, batch) - logits).max() > 1e-3
 
 
 @pytest.mark.jax
@@ -211,7 +258,7 @@ def test_a_mask_of_ones_leaves_attention_as_it_is():
     without = make("hpgr", schema, preference_attention=False)
     for scorer in (wide.scorer, without.scorer):
         randomise(scorer)  # in the same order
-    assert float(wide(batch, training=True)["preference_mask"]) > 0.99
+    assert compiled(wide, training=True)(batch)["preference_mask"] > 0.99
     np.testing.assert_allclose(logits_of(wide, batch), logits_of(without, batch), atol=1e-4)
 
 

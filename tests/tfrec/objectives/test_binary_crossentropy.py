@@ -72,5 +72,44 @@ def test_weights_are_numbers_from_0_on(weights):
 
 
 def test_it_comes_back_from_its_config():
-    objective = BinaryCrossentropy(label_weights={"click": 2.0})
+    objective = BinaryCrossentropy(label_weights={"click": 2.0}, next_item_weight=0.1, temperature=0.2)
     assert BinaryCrossentropy.from_config(objective.get_config()).get_config() == objective.get_config()
+
+
+def test_the_next_item_is_told_from_drawn_ones_by_a_loop():
+    rng = np.random.default_rng(1)
+    logits, batch = made()
+    batch["item"] = np.array([[4, 6, 1, 5, 7], [8, 4, 0, 0, 0]], np.int32)
+    batch["target_mask"] = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], bool)
+    states, table = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 5, 4), (9, 4)))
+    objective = BinaryCrossentropy(next_item_weight=0.5, num_negatives=6, temperature=0.2)
+    objective.set_num_items(9)
+    prepared = objective.prepare(batch, np.random.default_rng(3))
+    objective.build({label: value.shape for label, value in logits.items()})
+    loss, metrics = objective(logits, batch=prepared, states=states, items=lambda ids: ops.take(table, ids, axis=0))
+
+    drawn = prepared["unique_item"][prepared["negative_row"]]
+    assert len(drawn) == 6
+    unit_states, unit = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (states, table))
+    terms = []
+    # An unknown item (1) and one that is no target (7) are not predicted, but what follows the unknown one is
+    for row, place, target in ((0, 0, 6), (0, 2, 5), (1, 0, 4)):
+        scores = unit @ unit_states[row, place] / 0.2
+        negatives = sum(math.exp(scores[item]) for item in drawn if item != target)
+        terms.append(-math.log(math.exp(scores[target]) / (math.exp(scores[target]) + negatives)))
+    click, cart = (mean_loss(logits, batch, label) for label in ("click", "cart"))
+    found = {name: float(to_numpy(value)) for name, value in metrics.items()}
+    assert found == pytest.approx({"loss_click": click, "loss_cart": cart, "loss_next_item": np.mean(terms)}, rel=1e-5)
+    assert float(to_numpy(loss)) == pytest.approx(click + cart + 0.5 * np.mean(terms), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"next_item_weight": -1.0}, "`next_item_weight` must be a number from 0 on. Received: -1.0."),
+        ({"num_negatives": 5}, "must be left out where `next_item_weight` is 0"),
+    ],
+)
+def test_options_of_the_next_item_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        BinaryCrossentropy(**options)
