@@ -137,7 +137,7 @@ def _evaluate_ranking(run: Run, split: Literal["test", "validation"]) -> Evaluat
         "labels": list(run.model.labels),
         "unknown_candidates": int((scores.item < FIRST_VALUE).sum()),
         "empty_histories": int((scores.place == 0).sum()),
-        "position": "the first",
+        "position": "the first" + ("; of log loss, entropy and calibration as shown" if scores.shown else ""),
     }
     judged = judge(scores, run.schema, histories, samples=settings.bootstrap_samples, seed=SEED)
     return Evaluation(protocol=protocol, answers=scores, **judged)

@@ -1,11 +1,14 @@
 """Judges a ranking run by its impressions: a probability of each candidate and label against what became of it.
 
-Every candidate is scored as in serving, behind exactly its latest L events and at the first place of the list. What is
-kept is each candidate's probability, so that runs can be compared on equal resamples of users.
+Every candidate is scored behind exactly its latest L events and at the first place of the list, as in serving, and by
+that order AUC is measured: places of the log would give its own order away. Where the log has places, each is scored at
+its own as well, and these probabilities are compared with what became of it there. All are kept, so that runs can be
+compared on equal resamples of users.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ _EDGES: dict[str, tuple[int, ...]] = {
     "item_age_days": (0, 1, 7, 30, 90),
 }
 _OWN = ("user", "place", "item", "time")
-_PROBABILITY, _LABEL = "probability_", "label_"
+_PROBABILITY, _SHOWN, _LABEL = "probability_", "shown_probability_", "label_"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class Scores:
     labels: dict[str, NDArray[np.int8]]
     """What became of it, `(Q,)`: 0, 1, or -1 = not known; of the labels that the model predicts."""
     probabilities: dict[str, NDArray[np.float32]]
-    """What the model said, `(Q,)`."""
+    """What the model said of it at the first place, `(Q,)`."""
+    shown: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """What it said of it at its own place, `(Q,)`; nothing where the log has no places."""
 
     @property
     def queries(self) -> NDArray[np.int32]:
@@ -100,8 +105,9 @@ class Scores:
     def write(self, path: Path) -> None:
         """Writes an .npz that `read` reads."""
         arrays: dict[str, Array] = {name: getattr(self, name) for name in _OWN}
-        arrays |= {f"{_LABEL}{name}": array for name, array in self.labels.items()}
-        write_arrays(path, arrays | {f"{_PROBABILITY}{name}": array for name, array in self.probabilities.items()})
+        for prefix, named in ((_LABEL, self.labels), (_PROBABILITY, self.probabilities), (_SHOWN, self.shown)):
+            arrays |= {f"{prefix}{name}": array for name, array in named.items()}
+        write_arrays(path, arrays)
 
     @classmethod
     def read(cls, path: Path) -> "Scores":
@@ -113,37 +119,47 @@ class Scores:
             return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
         own = {name: arrays[name] for name in _OWN}
-        return cls(**own, labels=of(_LABEL), probabilities=of(_PROBABILITY))
+        return cls(**own, labels=of(_LABEL), probabilities=of(_PROBABILITY), shown=of(_SHOWN))
 
     def _judged(self, chosen: NDArray[np.bool_] | None = None) -> dict[str, ClickMetrics]:
         users, row = np.unique(self.user, return_inverse=True)
         part = slice(None) if chosen is None else chosen
         return {
-            label: ClickMetrics(self.probabilities[label][part], outcome[part], row[part], len(users))
+            label: ClickMetrics(
+                self.probabilities[label][part],
+                outcome[part],
+                row[part],
+                len(users),
+                self.shown[label][part] if self.shown else None,
+            )
             for label, outcome in self.labels.items()
         }
 
 
 def score_candidates(model: Any, batches: CandidateBatches) -> Scores:
-    """The probabilities of all candidates of all batches."""
+    """The probabilities of all candidates of all batches, by a `RankingModel`."""
     shown = batches.impressions.columns
-    size = len(shown["item"])
-    probabilities = {label: np.full(size, np.nan, np.float32) for label in model.labels}
+    ways: list[Callable[[Batch], Mapping[str, Any]]] = [partial(model, training=False)]
+    if "position" in shown:
+        ways.append(model.logits_where_shown)
+    probabilities = [{label: np.full(len(shown["item"]), np.nan, np.float32) for label in model.labels} for _ in ways]
     most_rows = 0
     for batch in batches:
         most_rows = max(most_rows, len(batch["item"]))
         place: Array = batch["impression"]
-        for label, logit in _logits(model, batch, most_rows).items():
-            probabilities[label][place[place >= 0]] = _sigmoid(logit[place >= 0])
-    scored = np.flatnonzero(~np.isnan(probabilities[model.labels[0]]))
+        for score, found in zip(ways, probabilities, strict=True):
+            for label, logit in _logits(score, batch, most_rows).items():
+                found[label][place[place >= 0]] = _sigmoid(logit[place >= 0])
+    scored = np.flatnonzero(~np.isnan(probabilities[0][model.labels[0]]))
     user = np.searchsorted(batches.impressions.offsets, scored, side="right") - 1
+    kept = [{label: values[scored] for label, values in found.items()} for found in probabilities]
     return Scores(
         user.astype(np.int32),
         shown["history"][scored].astype(np.int32),
         shown["item"][scored].astype(np.int32),
         shown["time"][scored].astype(np.int32) if "time" in shown else np.zeros(len(scored), np.int32),
         {label: shown[f"{_LABEL}{label}"][scored].astype(np.int8) for label in model.labels},
-        {label: values[scored] for label, values in probabilities.items()},
+        *kept,
     )
 
 
@@ -194,13 +210,13 @@ def _bucket_name(low: int, high: int | None) -> str:
     return str(low) if high == low + 1 else f"{low}-{high - 1}"
 
 
-def _logits(model: Any, batch: Batch, rows: int) -> Mapping[str, Array]:
-    """The logits `(B, C)` of each label; the model sees at least `rows` rows, so that few shapes are compiled."""
+def _logits(score: Callable[[Batch], Mapping[str, Any]], batch: Batch, rows: int) -> Mapping[str, Array]:
+    """The logits `(B, C)` of each label; what scores sees at least `rows` rows, so that few shapes are compiled."""
     count = len(batch["item"])
     missing = max(rows - count, 0)
     known = {name: values for name, values in batch.items() if name not in ("user", "impression")}
     padded = {name: np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) for name, values in known.items()}
-    return {label: ops.convert_to_numpy(logit)[:count] for label, logit in model(padded, training=False).items()}
+    return {label: ops.convert_to_numpy(logit)[:count] for label, logit in score(padded).items()}
 
 
 def _sigmoid(logit: Array) -> NDArray[np.float32]:

@@ -87,3 +87,13 @@ def test_what_needs_both_outcomes_is_not_a_number_without():
 def test_probabilities_of_0_and_1_have_a_finite_loss():
     found = ClickMetrics(np.array([0.0, 1.0]), np.array([1, 0]), np.array([0, 0])).values()[0]
     assert found[NAMES.index("log_loss")] == pytest.approx(-math.log(1e-7))
+
+
+def test_order_and_size_of_probabilities_may_be_of_different_places():
+    at_first, shown = np.array([0.9, 0.8, 0.4, 0.3]), np.array([0.9, 0.4, 0.05, 0.1])
+    metrics = ClickMetrics(at_first, np.array([1, 0, 1, 0]), np.zeros(4, int), shown=shown)
+    loss = -(math.log(0.9) + math.log(0.6) + math.log(0.05) + math.log(0.9)) / 4
+    error = (0.1 + 0.4 + 0.95 + 0.1) / 4  # as many bins as impressions
+    assert metrics.values()[0] == pytest.approx([3 / 4, 3 / 4, loss, loss / math.log(2), error])
+    assert metrics.ratio()[0] == pytest.approx(1.45 / 2)
+    assert [one["predicted"] for one in metrics.curve()] == pytest.approx([0.05, 0.1, 0.4, 0.9])

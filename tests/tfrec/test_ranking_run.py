@@ -1,6 +1,7 @@
 """A ranking run from its dataset to its evaluation, by the tiniest model."""
 
 import json
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 from tests.datasets import make_dataset
 from tests.tfrec.models.tiny import NAME
 from tests.tfrec.test_training import assert_same_run, history, interrupt_at
+from tfrec.candidates import CandidateBatches
 from tfrec.config import parse
 from tfrec.data import Dataset
 from tfrec.errors import UsageError, UserError
 from tfrec.evaluation import evaluate
 from tfrec.initialization import initialize
 from tfrec.runs import build_model, load_run
-from tfrec.scores import read_scores
+from tfrec.scores import read_scores, score_candidates
 from tfrec.training import train
 
 pytestmark = [
@@ -84,6 +86,44 @@ def test_evaluation_says_what_each_impression_was_given(trained, data):
     chosen = scores.place >= 5
     assert document["slices"]["history_length"]["5-19"]["queries"] == chosen.sum()
     assert scores.resampled(3, 0).shape == (3, len(document["metrics"]))
+
+
+def test_order_is_judged_at_the_first_place_and_probabilities_where_shown(trained):
+    found, scores, run = (
+        json.loads((trained / "evaluation.json").read_text()),
+        read_scores(trained, "test"),
+        load_run(trained),
+    )
+    columns = run.dataset.histories().impressions.columns
+    position = columns["position"][columns["split"] == 2]
+    at_first, shown, outcome = scores.probabilities["cart"], scores.shown["cart"], scores.labels["cart"]
+    top = position == columns["position"][columns["position"] >= 0].min()
+    assert 0 < top.sum() < len(top)
+    np.testing.assert_allclose(shown[top], at_first[top], atol=1e-7)
+    assert (np.abs(shown - at_first)[~top] > 1e-5).mean() > 0.9
+
+    known = outcome >= 0
+    at_first, shown, outcome = at_first[known].astype(float), shown[known].astype(float), outcome[known]
+    positive, negative = at_first[outcome == 1][:, None], at_first[outcome == 0]
+    auc = (positive > negative).mean() + (positive == negative).mean() / 2
+    loss = -np.log(np.where(outcome == 1, shown, 1 - shown)).mean()
+    assert found["metrics"]["auc_cart"] == pytest.approx(auc)
+    assert found["metrics"]["log_loss_cart"] == pytest.approx(loss)
+    assert found["calibration"]["cart"]["ratio"] == pytest.approx(shown.sum() / outcome.sum())
+    assert found["protocol"]["position"] == "the first; of log loss, entropy and calibration as shown"
+
+
+def test_without_places_one_probability_is_judged(trained):
+    run = load_run(trained)
+    histories = run.dataset.histories()
+    columns = {name: values for name, values in histories.impressions.columns.items() if name != "position"}
+    without = replace(histories, impressions=replace(histories.impressions, columns=columns))
+    batches = CandidateBatches(run.schema, without, "test", history_length=12, batch_size=64)
+    scores = score_candidates(run.model, batches)
+    assert scores.shown == {}
+    np.testing.assert_allclose(
+        scores.probabilities["click"], read_scores(trained, "test").probabilities["click"], atol=1e-6
+    )
 
 
 def test_rows_of_users_are_judged_alike(trained, data, tmp_path):
