@@ -179,6 +179,7 @@ def _no_impressions(plan: Plan) -> Table:
     }
     types.update({f"label_{label.name}": pl.Int8 for label in plan.impressions.labels})
     types.update({"position": pl.Int64} if plan.impressions.has("position") else {})
+    types.update({"weight": pl.Float64} if plan.impressions.has("weight") else {})
     types.update({"request": pl.UInt32} if plan.impressions.has("request") else {})
     texts = {"request": pl.Series([], dtype=pl.String)} if "request" in types else {}
     return Table(pl.DataFrame(schema=types), texts)

@@ -83,6 +83,8 @@ def _impression_columns(arranged: Arranged, item_codes: NDArray[np.int32], schem
     values.update({name: rows[name].to_numpy() for name in rows.columns if name.startswith("label_")})
     if "position" in rows.columns:
         values["position"] = rows["position"].fill_null(-1).to_numpy()
+    if "weight" in rows.columns:
+        values["weight"] = rows["weight"].to_numpy().astype(np.float32)
     if "request" in rows.columns:
         values["request"] = number_requests(rows["user"].to_numpy(), table.codes("request"))
     return {f"impression_{name}": Column(array, starts) for name, array in values.items()}

@@ -24,8 +24,8 @@ class Arranged:
     """A bucket of users with everything but the codes of what is still to be fitted.
 
     `events.rows` has user (0, 1, ...), item (place among all item ids), seconds, event_type, session, split, label_*,
-    event_*; `impressions.rows` user, item, seconds, label_*, position, request, split, history; `users.rows` one row a
-    user, with user_id and user_*, in the order of their ids.
+    event_*; `impressions.rows` user, item, seconds, label_*, position, weight, request, split, history; `users.rows` a
+    row a user, with user_id and user_*, in the order of their ids.
     """
 
     events: Table

@@ -25,6 +25,7 @@ _ROLE_KINDS: dict[str, FieldKind] = {
     "session": "text",
     "position": "integer",
     "request": "text",
+    "weight": "weight",
 }
 _MAY_BE_EMPTY = {"event_type", "position", "request"}
 _KEYS_OF_ROLES = {"items": "id", "users": "id", "events": "type"}  # stored as item_id, user_id, event_type
@@ -109,6 +110,7 @@ class Plan:
             labels=tuple(label.name for label in self.impressions.labels),
             has_positions=self.impressions.has("position"),
             has_requests=self.impressions.has("request"),
+            has_weights=self.impressions.has("weight"),
         )
 
 

@@ -25,7 +25,7 @@ ROLES: dict[LogKind, tuple[str, ...]] = {
     "events": ("user_id", "item_id", "time", "order", "event_type", "session"),
     "items": ("item_id",),
     "users": ("user_id",),
-    "impressions": ("user_id", "item_id", "time", "position", "request"),
+    "impressions": ("user_id", "item_id", "time", "position", "request", "weight"),
 }
 REQUIRED_ROLES: dict[LogKind, tuple[str, ...]] = {
     "events": ("user_id", "item_id"),

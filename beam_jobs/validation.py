@@ -19,7 +19,9 @@ LATEST_SECONDS = 4_102_444_800
 """2100-01-01: times from here on are taken for mistakes."""
 MICROSECONDS = 1_000_000
 
-FieldKind = Literal["id", "integer_id", "time", "integer", "number", "text", "texts", "weights", "vector", "image"]
+FieldKind = Literal[
+    "id", "integer_id", "time", "integer", "number", "weight", "text", "texts", "weights", "vector", "image"
+]
 
 _UNIT_SECONDS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
 _ISO_FORMATS = (
@@ -192,6 +194,15 @@ def _check_number(raw: pl.Series, field: Field) -> Checked:
     return values.fill_nan(None).set(infinite, None), rules
 
 
+def _check_weight(raw: pl.Series, field: Field) -> Checked:
+    values, rules = _check_number(raw, field)
+    negative = (values < 0).fill_null(False)
+    if not negative.any():
+        return values, rules
+    told = _rules((negative, "must be a number from 0 on"))
+    return values.set(negative, None), told if rules is None else rules.fill_null(told)
+
+
 def _check_integer(raw: pl.Series, field: Field) -> Checked:
     if raw.dtype.is_integer():
         return raw.cast(pl.Int64), _rules(*_missing(raw, field))
@@ -285,6 +296,7 @@ _CHECKS: dict[FieldKind, Callable[[pl.Series, Field], Checked]] = {
     "time": _check_time,
     "integer": _check_integer,
     "number": _check_number,
+    "weight": _check_weight,
     "text": _check_text,
     "texts": _check_texts,
     "weights": _check_weights,

@@ -81,7 +81,7 @@ def make_dataset(
         side_features: also a user feature `segment` and `tags` (multi-valued), event features `device`, `network`
             (hashed) and `mood` (their cross), a label `liked`, and standardised values of items' prices.
         impressions: also requests of one to five candidates before some events, with labels `click` (the event's item)
-            and `cart` (sometimes unknown), positions and requests, of which some have no number.
+            and `cart` (sometimes unknown), weights, positions and requests, of which some have no number.
         follow: share of steps to the next item of the ring.
         files: history files.
         write_cache: also write the column cache, from which NumPy alone reads.
@@ -270,7 +270,7 @@ def _schema(
         event_types=EVENT_TYPES if options["has_event_types"] else (),
         target_event_types=options["target_event_types"] if options["has_event_types"] else None,
         labels=tuple(_labels(options)),
-        impressions=ImpressionColumns(labels=LABELS, has_positions=True, has_requests=True)
+        impressions=ImpressionColumns(labels=LABELS, has_positions=True, has_requests=True, has_weights=True)
         if options.get("impressions")
         else None,
         display=("title",),
@@ -469,7 +469,9 @@ def _write_cache(directory: Path, made: Made, files: int) -> None:
         impressions=Impressions(
             np.cumsum([0, *(len(example["impression_item"]) for example in examples)]),
             {
-                name.removeprefix("impression_"): np.concatenate([one[name] for one in examples]).astype(np.int32)
+                name.removeprefix("impression_"): np.concatenate([one[name] for one in examples]).astype(
+                    np.float32 if name == "impression_weight" else np.int32
+                )
                 for name in shown
             },
         )

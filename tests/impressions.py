@@ -31,4 +31,5 @@ def make_impressions(rng: np.random.Generator, history: Mapping[str, Any], items
         }
         for name, values in rows.items():
             shown[f"impression_{name}"] += values.astype(int).tolist()
-    return {name: np.array(values, np.int64) for name, values in shown.items()}
+    arrays = {name: np.array(values, np.int64) for name, values in shown.items()}
+    return {**arrays, "impression_weight": (0.5 + arrays["impression_item"] % 3).astype(np.float32)}

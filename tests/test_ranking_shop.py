@@ -53,6 +53,7 @@ def test_no_impression_sees_what_became_of_it(dataset):
         "labels": ("click", "cart"),
         "has_positions": True,
         "has_requests": True,
+        "has_weights": False,
     }
     first = {"train": 0, "validation": 20 * DAY, "test": 25 * DAY}
     origin = dataset.schema.time_origin - START
@@ -77,5 +78,5 @@ def test_clicks_are_learnt(config, dataset, tmp_path):
     assert found.protocol["queries"] > 1000
     low, _ = found.confidence_intervals["auc"]
     assert low > 0.5
-    assert found.metrics["normalised_entropy"] < 1.02
-    assert 1 < found.calibration["click"]["ratio"] < 2  # judged as if all stood first, where more is clicked
+    assert found.metrics["normalised_entropy"] < 1
+    assert found.calibration["click"]["ratio"] == pytest.approx(1, abs=0.3)

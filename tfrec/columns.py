@@ -53,9 +53,10 @@ class Impressions:
 
     offsets: NDArray[np.int64]
     """User u has the impressions `offsets[u]` to `offsets[u + 1]`, `(U + 1,)`."""
-    columns: dict[str, NDArray[np.int32]]
+    columns: dict[str, NDArray[Any]]
     """`item`, `split`, `history` (events of the user before it), `label_<name>`, and of `time`, `position` (-1 =
-    unknown) and `request` (numbered from 1 for each user, 0 = unknown) those that there are, `(I,)`."""
+    unknown), `request` (numbered from 1 for each user, 0 = unknown) and `weight` (float32) those that there are,
+    `(I,)`."""
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,9 @@ class Source(Section):
     """Column names of a CSV that has no header line."""
     columns: dict[str, str] = Field({})
     """Role -> column in the files. Roles of events: user_id, item_id, time, order, event_type, session. Of items:
-    item_id. Of users: user_id. Of impressions: user_id, item_id, time, position, request. A role left out means the
-    column of the same name where the files have one."""
+    item_id. Of users: user_id. Of impressions: user_id, item_id, time, position, request, weight (a number from 0 on
+    by which an impression counts in the loss). A role left out means the column of the same name where the files have
+    one."""
     time_unit: str = "seconds"
     """seconds, milliseconds, microseconds, nanoseconds, iso, or a strptime format such as %d/%m/%Y %H:%M."""
 

@@ -229,7 +229,9 @@ def _read_histories(dataset: Dataset, file: str | None = None) -> Histories:
     widths |= {f"event_{feature.name}": feature.num_codes for feature in schema.side("event")}
     users = {f"user_{feature.name}": feature for feature in schema.side("user")}
     shown = _impression_columns(schema)
-    read = _read_records(dataset, "histories", [*widths, *users, *shown.values()], [], ["user_id"], file)
+    floats = [key for name, key in shown.items() if name == "weight"]
+    integers = [*widths, *users, *(key for key in shown.values() if key not in floats)]
+    read = _read_records(dataset, "histories", integers, floats, ["user_id"], file)
     lengths = read["item"][1]
     read_columns = {}
     for name, width in widths.items():
@@ -257,6 +259,7 @@ def _impression_columns(schema: Schema) -> dict[str, str]:
         "time": schema.has_time,
         "position": schema.impressions.has_positions,
         "request": schema.impressions.has_requests,
+        "weight": schema.impressions.has_weights,
     }
     return {name: f"impression_{name}" for name in [*names, *(name for name, has in there.items() if has)]}
 

@@ -97,6 +97,8 @@ class Impressions(_Part):
     """Each has its place on the list that was shown."""
     has_requests: bool = False
     """Each belongs to a request, whose impressions were shown together."""
+    has_weights: bool = False
+    """Each counts by a weight of its own in the loss."""
 
 
 class Split(_Part):

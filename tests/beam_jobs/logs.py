@@ -88,6 +88,7 @@ def make_impressions(seed=1, num_impressions=120, num_users=25):
             "time": 1_600_000_000 + int(time),
             "position": int(rng.integers(0, 5)),
             "request": f"r{int(rng.integers(0, 40))}",
+            "weight": int(time) % 4 / 2,
             "stars": int(rng.integers(1, 6)),
         }
         for time in np.sort(rng.integers(0, 45_000, num_impressions))

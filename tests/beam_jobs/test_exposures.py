@@ -71,7 +71,12 @@ def events(dataset, user, name="item"):
 
 
 def test_every_event_stands_before_four_items_that_its_user_never_had(drawn):
-    assert drawn.schema.impressions.model_dump() == {"labels": ("buy",), "has_positions": False, "has_requests": True}
+    assert drawn.schema.impressions.model_dump() == {
+        "labels": ("buy",),
+        "has_positions": False,
+        "has_requests": True,
+        "has_weights": False,
+    }
     total = 0
     for user, shown in enumerate(impressions(drawn)):
         own = events(drawn, user)

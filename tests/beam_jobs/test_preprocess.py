@@ -164,6 +164,7 @@ def test_impressions_stand_where_they_were_shown(whole):
         assert example["impression_history"] == before
         assert example["impression_split"] == [split[min(place, len(split) - 1)] for place in before]
         assert example["impression_position"] == [row["position"] for row in rows]
+        assert example["impression_weight"] == [row["weight"] for row in rows]
         assert example["impression_request"] == [requests.index(row["request"]) + 1 for row in rows]
         assert example["impression_label_liked"] == [int(row["stars"] >= 4) for row in rows]
 

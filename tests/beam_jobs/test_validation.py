@@ -120,6 +120,13 @@ def test_numbers_are_finite():
     assert [(row, found) for row, _, found in rejects] == [(2, rule), (3, rule), (4, rule)]
 
 
+def test_weights_are_there_and_from_0_on():
+    values, rejects = check([2.5, 0.0, -1.0, None, float("inf")], "weight", required=True)
+    assert values == [2.5, 0.0, None, None, None]
+    rules = ["must be a number from 0 on", "is missing", "must be a finite number"]
+    assert [(row, rule) for row, _, rule in rejects] == list(zip((3, 4, 5), rules, strict=True))
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_no_file_of_a_dataset_holds_what_json_does_not_know(tmp_path, number):
     with pytest.raises(ValueError, match="not JSON compliant"):
