@@ -86,7 +86,8 @@ def test_a_version_is_compared_with_by_its_scores(swept, tmp_path, monkeypatch):
     assert refuse_worse(run, tmp_path) is None  # equal is not worse
     path = tmp_path / "1" / EXTRA / "scores_test.npz"
     arrays = dict(np.load(path))
-    np.savez(path, **{**arrays, "probability_click": np.clip(arrays["label_click"], 0.001, 0.999).astype(np.float32)})
+    better = np.clip(arrays["label_click"], 0.001, 0.999).astype(np.float32)
+    np.savez(path, **{**arrays, "shown_probability_click": better})
     with pytest.raises(UserError, match=r"worse than .*: log_loss differs by \+0\.\d+ .*; not published"):
         refuse_worse(run, tmp_path)
 
