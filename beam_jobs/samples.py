@@ -39,6 +39,8 @@ def read_sample(path: Path) -> Sample:
     Raises:
         UserError: the file is missing, empty, or none of these.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name the files in it.")
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSIONS]

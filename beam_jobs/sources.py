@@ -1,5 +1,6 @@
 """Raw logs to Arrow batches: which files and columns there are, how CSV, Parquet and JSON lines are read in parts."""
 
+import codecs
 import io
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs.jsonlines import Broken, column_names, read_blocks
+from beam_jobs.utf8 import MarkedText, without_marks
 from tfrec.config import Source, suggest
 from tfrec.errors import UserError
 
@@ -328,7 +330,14 @@ def _usual_delimiter(path: str) -> str:
 def _csv_columns(path: str, file: IO[bytes], source: Source) -> tuple[str, ...]:
     options = _csv_options(path, source)
     options["parse_options"].invalid_row_handler = lambda _: "skip"
-    return tuple(pa.csv.open_csv(file, **options).schema.names)
+    names = tuple(pa.csv.open_csv(MarkedText(file) if _is_utf8(source) else file, **options).schema.names)
+    if any(without_marks(name) != name for name in names):
+        raise pa.ArrowInvalid("the header is not valid UTF-8")
+    return names
+
+
+def _is_utf8(source: Source) -> bool:
+    return codecs.lookup(source.encoding).name == "utf-8"
 
 
 def _read_csv(fragment: Fragment, columns: Sequence[str], source: Source) -> Iterator[Batch]:
@@ -338,7 +347,7 @@ def _read_csv(fragment: Fragment, columns: Sequence[str], source: Source) -> Ite
     def skip(row: pa.csv.InvalidRow) -> str:
         rule = f"has {row.actual_columns} columns, must have {row.expected_columns}"
         rule += " (several lines in quotes, perhaps one that is not closed)" if "\n" in row.text.strip() else ""
-        broken.append((row.number - header_rows, row.text, rule))
+        broken.append((row.number - header_rows, without_marks(row.text), rule))
         return "skip"
 
     options = _csv_options(fragment.file.path, source)
@@ -351,11 +360,12 @@ def _read_csv(fragment: Fragment, columns: Sequence[str], source: Source) -> Ite
     )
     next_row, reported = 1, 0
     with _open(fragment.file.path, fragment.file.compression) as file:
-        for batch in pa.csv.open_csv(file, **options):
+        marked = MarkedText(file) if _is_utf8(source) else None
+        for batch in pa.csv.open_csv(marked or file, **options):
             taken = {row for row, _, _ in broken}
             rows = list(_free_numbers(next_row, len(batch), taken))
             next_row = rows[-1] + 1 if rows else next_row
-            frame, valid_rows, invalid = _as_frame(batch, rows)
+            frame, valid_rows, invalid = _as_frame(marked.unmark(batch) if marked else batch, rows)
             frame, lines = _without_lines_in_ids(_numbered(frame, valid_rows), source)
             yield Batch(fragment.file, frame, [*broken[reported:], *invalid, *lines])
             reported = len(broken)

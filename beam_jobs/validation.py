@@ -222,7 +222,7 @@ def _check_vector(raw: pl.Series, field: Field) -> Checked:
     if not isinstance(raw.dtype, pl.List | pl.Array):
         if raw.null_count() == len(raw):
             return pl.repeat(None, len(raw), dtype=empty, eager=True), None
-        return _all_wrong(raw, empty, "must be a list of numbers")
+        return _all_wrong(raw, empty, "must be a list of numbers (JSON lines, Parquet), or set the feature's `vectors`")
     try:
         values = raw.cast(empty)
     except pl.exceptions.PolarsError:

@@ -61,6 +61,7 @@ def test_raw_logs_become_a_served_answer(logs: Path) -> None:
     answer = run("recommend", "models/shop", *asked, "--k", "3")
     assert "item_" in answer
     assert "item_12" not in answer
+    assert "item_" in run("recommend", "models/shop", "--similar", "item_12").replace("Items like item_12", "")
     assert "written" in run("recommend", "models/shop", "--all-users", "datasets/shop", "--out", "recommendations/shop")
     assert len(list(Path("recommendations/shop").glob("*.parquet"))) == len(
         list(Path("datasets/shop/histories").iterdir())

@@ -138,6 +138,10 @@ class PublishedModel:
             raise UserError(f"{item}: not in the catalogue of version {self.version}.")
         return self._ask("similar_items", {"item_ids": _strings([item])[0]}, k)
 
+    def unknown(self, items: Sequence[str]) -> list[str]:
+        """Those of the items that the catalogue does not have."""
+        return [item for item in items if item not in self._display]
+
     def display(self, item: str) -> tuple[str, ...]:
         """What people read of an item, in the order of `fields`."""
         return tuple(self._display.get(item, {}).get(field, "") for field in self.fields)

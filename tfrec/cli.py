@@ -4,6 +4,7 @@ Exit code 0 = done, 1 = failed, 2 = wrong use. A mistake that the user can mend 
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -44,6 +45,7 @@ app.add_typer(data_app, name="data")
 def main() -> None:
     """Runs the command line and turns every mistake of the user into one line and an exit code."""
     _quieten()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C cleans up, a stopped job cleans up too
     try:
         app()
     except SystemExit as stop:

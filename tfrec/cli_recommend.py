@@ -1,11 +1,14 @@
 """The command `tfrec recommend`: one answer on the terminal, or answers for every user as Parquet."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tfrec.errors import UsageError
+
+_LATEST_SECONDS = 4_102_444_799  # the last of 2099; what is later was given in another unit
 
 
 def recommend(
@@ -25,7 +28,7 @@ def recommend(
         Path | None, typer.Option(metavar="DATASET", help="Answer for every user of a dataset, into --out.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the answers for all users go.")] = None,
-    request_time: Annotated[int | None, typer.Option(help="Unix seconds of the question.")] = None,
+    request_time: Annotated[int | None, typer.Option(max=_LATEST_SECONDS, help="Unix seconds of the question.")] = None,
     k: Annotated[int | None, typer.Option("--k", min=1, help="Items: by default 10, for all users all.")] = None,
     allow: Annotated[str | None, typer.Option(help="These items alone: a,b,c; with --all-users a file of ids.")] = None,
     deny: Annotated[str | None, typer.Option(help="These items not: a,b,c; with --all-users a file of ids.")] = None,
@@ -63,6 +66,8 @@ def recommend(
     published = PublishedModel.newest(model)
     title = f"{model}, version {published.version}"
     asked: dict[str, Any] = {"times": _seconds(times), "event_types": _items(event_types), "request_time": request_time}
+    if unknown := published.unknown(_items(history)):
+        print(f"tfrec: {title} has no item {', '.join(unknown)}; each counts as an unknown one.", file=sys.stderr)
     conditions = dict(_condition(text) for text in where or [])
     filters: dict[str, Any] = {"allow": _items(allow), "deny": _items(deny), "where": conditions}
     if similar is not None:
@@ -95,9 +100,12 @@ def _items(text: str | None) -> list[str]:
 
 def _seconds(text: str | None) -> list[int]:
     try:
-        return [int(part) for part in _items(text)]
+        seconds = [int(part) for part in _items(text)]
     except ValueError:
-        raise UsageError(f"--times {text}: must be whole Unix seconds, one for each item: 1700000000,...") from None
+        seconds = [_LATEST_SECONDS + 1]
+    if max(seconds, default=0) > _LATEST_SECONDS:
+        raise UsageError(f"--times {text}: must be whole Unix seconds before 2100, one for each item: 1700000000,...")
+    return seconds
 
 
 def _condition(text: str) -> tuple[str, list[str]]:

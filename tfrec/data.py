@@ -324,7 +324,7 @@ def _read_records(
 
 def _first_line(error: Exception) -> str:
     first = str(error).partition("\n")[0]
-    return re.sub(r"\{\{.*?\}\}\s*", "", first)[:120]  # without the place in TensorFlow's graph
+    return re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", first)[:120]  # without the place in TensorFlow's graph
 
 
 def _matrix(read: Read, name: str, width: int, folder: Path) -> NDArray[np.int32]:

@@ -6,6 +6,8 @@ directory is missing. The configurations that it runs are written as files: the 
 
 import hashlib
 import json
+import os
+import shutil
 import sys
 import time
 import urllib.request
@@ -47,7 +49,7 @@ Done in {seconds:.0f} s. Everything is in {out}:
   {out}/dataset/      histories, items, schema    {out}/models/    SavedModels
 
 Try next:
-  tfrec recommend {out}/models/{served} --history {history}
+{activate}  tfrec recommend {out}/models/{served} --history {history}
   tfrec serve {out}/models
   tfrec train --config {out}/heterrec.yaml --set training.epochs=30 --out {out}/runs/longer
   tfrec init YOUR_EVENTS.csv YOUR_ITEMS.csv"""
@@ -312,8 +314,14 @@ def _report(out: Path, outcome: Outcome, seconds: float) -> None:
     console.print(
         escape(f"The user's next item was {question.next_item} ({title}): {place} of the {len(asked)} answers.")
     )
-    told = _NEXT.format(out=out, history=",".join(question.items[-3:]), served=SERVED, seconds=seconds)
+    history_ids = ",".join(question.items[-3:])
+    told = _NEXT.format(out=out, history=history_ids, served=SERVED, seconds=seconds, activate=_activation())
     console.print(escape(told))
+
+
+def _activation() -> str:
+    """The line that puts `tfrec` on PATH, where it is not there: `make demo` runs it from .venv."""
+    return "" if shutil.which("tfrec") else f"  source {os.path.relpath(sys.prefix)}/bin/activate\n"
 
 
 def _shown(outcome: Outcome) -> list[str]:

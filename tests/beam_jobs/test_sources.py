@@ -161,6 +161,20 @@ def test_texts_that_are_no_utf8_cost_their_rows_alone(tmp_path, kind):
     ]
 
 
+def test_a_csv_row_cut_within_a_character_costs_itself_alone(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_bytes("user_id,item_id,time\na,Käse,1\nb,Kä".encode()[:-1] + b"\n\xffc,y,3\nd,z,4\n")
+    rows, broken = read_all(Source(files=[str(path)]))
+    assert rows.select("user_id", "item_id", ROW).rows() == [("a", "Käse", 1), ("d", "z", 4)]
+    assert [line[1:] for line in broken] == [
+        (2, "b,K\N{REPLACEMENT CHARACTER}", "has 2 columns, must have 3"),
+        (3, "", "column user_id: must be valid UTF-8 (or set `encoding` of the source)"),
+    ]
+    path.write_bytes(b"user_id,item_id,stra\xdfe\n")
+    with pytest.raises(UserError, match=r"header is not valid UTF-8\. Set `encoding` of the source"):
+        open_log("events", Source(files=[str(path)]))
+
+
 def test_quotes_that_are_not_closed_are_told(tmp_path):
     lines = ["user_id,item_id,time", "a,x,1", 'b,"y,2', "c,z,3", 'd,w",4', "e,v,5", 'f,"u,6', "g,t,7"]
     rows, broken = read_all(Source(files=[write_csv(tmp_path / "log.csv", "\n".join(lines) + "\n")]))

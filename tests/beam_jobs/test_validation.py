@@ -181,7 +181,9 @@ def test_vectors_have_one_width_and_hold_numbers():
         (3, "holds a NaN, an infinity or an empty entry"),
         (5, "holds a NaN, an infinity or an empty entry"),
     ]
-    assert check(["[1, 2]"], "vector", dim=2)[1] == [(1, "[1, 2]", "must be a list of numbers")]
+    assert check(["[1, 2]"], "vector", dim=2)[1] == [
+        (1, "[1, 2]", "must be a list of numbers (JSON lines, Parquet), or set the feature's `vectors`")
+    ]
 
 
 def test_a_row_is_rejected_once_by_the_first_rule():

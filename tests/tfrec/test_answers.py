@@ -119,6 +119,10 @@ def test_similar_items_ask_by_id(published: PublishedModel) -> None:
         published.similar_items("nix")
 
 
+def test_items_that_the_catalogue_does_not_have_are_known(published: PublishedModel) -> None:
+    assert published.unknown(["a", "q", "b", ""]) == ["q", ""]
+
+
 def test_lists_of_other_lengths_are_refused(published: PublishedModel) -> None:
     with pytest.raises(UserError, match="2 items but 1 times"):
         published.recommend(["a", "b"], times=[5])

@@ -185,7 +185,8 @@ def test_refused_write_is_one_line(tmp_path: Path) -> None:
     assert one_line(done) == "tfrec: out.yaml: No space left on device; free some and run the same command again."
 
 
-def test_interruption_is_one_line_and_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_is_one_line_and_fails(number: signal.Signals) -> None:
     code = (
         "import tfrec.cli, beam_jobs.guess, time, sys\n"
         "def wait(*_, **__):\n"
@@ -199,7 +200,7 @@ def test_interruption_is_one_line_and_fails(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     assert errors.strip().splitlines()[-1].startswith("tfrec: interrupted")
@@ -259,6 +260,12 @@ def test_init_writes_a_config_that_loads_and_overwrites_none(tmp_path: Path) -> 
     assert "exists already" in one_line(again)
 
 
+def test_init_wants_files(tmp_path: Path) -> None:
+    done = tfrec("init", str(tmp_path), "--out", str(tmp_path / "x.yaml"))
+    assert done.returncode == 1
+    assert one_line(done) == f"tfrec: {tmp_path}: is a folder; name the files in it."
+
+
 def test_init_takes_the_columns_that_it_is_told(tmp_path: Path) -> None:
     log = tmp_path / "events.csv"
     log.write_text("a,b,c\n" + "".join(f"x{n % 3},y{n % 5},{1_700_000_000 + n}\n" for n in range(30)))
@@ -314,6 +321,8 @@ def test_file_in_place_of_a_directory_and_damaged_evaluations_are_one_line(
         (["--similar", "a", "--deny", "b"], "--similar takes no filters"),
         (["--all-users", "d", "--out", "o", "--where", "brand=x"], "--where do not go with --all-users"),
         (["--history", "a", "--where", "brand"], "--where brand: must look like feature=value,value"),
+        (["--history", "a", "--times", "1700000000000"], "--times 1700000000000: must be whole Unix seconds before"),
+        (["--history", "a", "--times", "today"], "--times today: must be whole Unix seconds before"),
     ],
 )
 def test_recommend_says_what_does_not_go_together(arguments: list[str], message: str, tmp_path: Path) -> None:

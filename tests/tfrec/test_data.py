@@ -139,7 +139,8 @@ def test_flipped_byte_is_one_line_that_names_the_file(tmp_path):
     content = bytearray(name.read_bytes())
     content[len(content) // 2] ^= 1
     name.write_bytes(content)
-    with pytest.raises(UserError, match=r"histories-00000-of-00002\.tfrecord: corrupt TFRecord .*tfrec preprocess"):
+    message = r"histories-00000-of-00002\.tfrecord: corrupt TFRecord \([\w ]+\); run `tfrec preprocess"
+    with pytest.raises(UserError, match=message):
         Dataset.open(path).histories()
     with pytest.raises(UserError, match=r"histories-00000-of-00002\.tfrecord.*SHA-256.*tfrec preprocess"):
         Dataset.open(path, whole=True)

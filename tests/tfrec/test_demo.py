@@ -60,6 +60,15 @@ def test_history_inputs_are_one_row_of_the_signature_s_types() -> None:
     assert inputs["request_time"].tolist() == [7]
 
 
+def test_commands_to_try_next_are_preceded_by_what_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert demo._activation() == "  source .venv/bin/activate\n"
+    (tmp_path / "tfrec").touch(mode=0o755)
+    assert demo._activation() == ""
+
+
 def test_empty_history_has_no_columns() -> None:
     inputs = history_inputs(["history_item_ids", "history_times", "history_length"], [], [])
     assert inputs["history_item_ids"].shape == (1, 0)

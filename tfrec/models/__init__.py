@@ -125,7 +125,7 @@ def check_options(builder: Callable[..., Any], name: str, options: Mapping[str, 
     checked = {}
     for key, value in options.items():
         if key not in known:
-            raise UsageError(f"`model.{key}`: unknown option of {name}; {suggest(key, known)}")
+            raise UsageError(f"`model.{key}`: unknown option of {name}; {suggest(key, ('name', *known))}")
         hint = hints.get(key, Any)
         try:
             checked[key] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)

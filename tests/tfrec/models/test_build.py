@@ -46,6 +46,7 @@ def test_an_objective_without_name_changes_the_models_own():
         ({"name": "tfrec.models.nothing:at_all"}, "`model.name`: tfrec.models.nothing:at_all cannot be imported"),
         ({"name": "sasrec", "num_block": 2}, "`model.num_block`: unknown option of sasrec; did you mean `num_blocks`?"),
         ({"name": "sasrec", "schema": 2}, "`model.schema`: unknown option of sasrec"),
+        ({"name": "sasrec", "nam": 2}, "`model.nam`: unknown option of sasrec; did you mean `name`?"),
         ({"name": "sasrec", "num_blocks": "two"}, "`model.num_blocks`: Input should be a valid integer"),
         ({"name": "sasrec", "dropout": 1.5}, "`model.dropout`: Input should be less than 1. Received: 1.5."),
         ({"name": "heterrec", "ablation": "without"}, "`model.ablation`: Input should be 'without_htfl', "),
