@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tfrec import publishing
 from tfrec.config import suggest
-from tfrec.errors import UserError
+from tfrec.errors import UsageError, UserError
 from tfrec.schema import Schema
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class PublishedModel:
         """All inputs of a signature: what a history says, and values that say nothing."""
         for name, values in (("times", times), ("event types", event_types)):
             if values and len(values) != len(items):
-                raise UserError(f"history: {len(items)} items but {len(values)} {name}; give one for each item.")
+                raise UsageError(f"history: {len(items)} items but {len(values)} {name}; give one for each item.")
         signatures = self._servable.signature_def.signature_def
         if signature not in signatures:
             raise UserError(f"{self.directory}: has no signature `{signature}`, only {', '.join(sorted(signatures))}.")

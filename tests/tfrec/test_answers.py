@@ -10,7 +10,7 @@ import pytest
 
 from tests.tfrec.models.made import make_schema
 from tfrec.answers import PublishedModel, history_inputs
-from tfrec.errors import UserError
+from tfrec.errors import UsageError, UserError
 
 TYPES = {"history_item_ids": 7, "history_length": 3, "history_times": 9, "user_age": 7, "event_price": 2}
 TYPES |= {"user_tags": 7, "event_tags": 7}
@@ -124,7 +124,7 @@ def test_items_that_the_catalogue_does_not_have_are_known(published: PublishedMo
 
 
 def test_lists_of_other_lengths_are_refused(published: PublishedModel) -> None:
-    with pytest.raises(UserError, match="2 items but 1 times"):
+    with pytest.raises(UsageError, match="2 items but 1 times"):
         published.recommend(["a", "b"], times=[5])
 
 
