@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from beam_jobs.filters import REASONS
 from beam_jobs.parts import Arranged, partial_fits, target_rows
 from beam_jobs.plan import Plan
 from beam_jobs.staging import Table, all_item_ids, encode_texts, positions, read_frame
+from beam_jobs.threads import InThreads
 from beam_jobs.validation import MICROSECONDS
 
 logger = logging.getLogger("beam_jobs")
@@ -221,19 +221,23 @@ def _without_events(staging: Path, name: str) -> Reasons:
     return reasons
 
 
-class _Arrange(beam.DoFn):
+class _Arrange(InThreads):
     def __init__(self, plan: Plan, staging: Path) -> None:
         self.plan, self.staging = plan, staging
 
-    def process(self, name: str) -> Iterator[tuple[tuple[str, str, str, str], int]]:
+    def work(self, element: str) -> list[tuple[tuple[str, str, str, str], int]]:
         names = {log.kind: log.file_names for log in self.plan.logs}
-        if not (self.staging / "events" / name).exists():
-            for (kind, file, outcome, reason), count in sorted(_without_events(self.staging, name).items()):
-                yield (kind, names[kind][file], outcome, reason), count  # type: ignore[index]  # kinds of logs
-            return
+        if (self.staging / "events" / element).exists():
+            reasons = self._arrange(element)
+        else:
+            reasons = _without_events(self.staging, element)
+        return [
+            ((kind, names[kind][file], outcome, reason), count)  # type: ignore[index]  # kinds of logs
+            for (kind, file, outcome, reason), count in sorted(reasons.items())
+        ]
+
+    def _arrange(self, name: str) -> Reasons:
         arranged, reasons = arrange(self.staging, name, self.plan)
-        for (kind, file, outcome, reason), count in sorted(reasons.items()):
-            yield (kind, names[kind][file], outcome, reason), count  # type: ignore[index]  # kinds of logs
         if len(arranged.events.rows):
             arranged.write(self.staging / "arranged" / name)
             parts = self.staging / "parts" / name
@@ -241,6 +245,7 @@ class _Arrange(beam.DoFn):
             for part, frame in partial_fits(arranged, self.plan).items():
                 frame.write_ipc(parts / f"{part}.arrow")
         logger.info("arranged bucket %s: %s events", name, f"{len(arranged.events.rows):,}")
+        return reasons
 
 
 @dataclass

@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.linalg import svds
 
 from tfrec.transforms import FIRST_VALUE, tfidf_rows, words
 
@@ -39,7 +38,9 @@ def fit_tfidf_svd(
     return kept, {"idf": idf, "components": _components(tfidf_rows(texts, codes, idf), dim)}
 
 
-def _components(matrix: csr_array, dim: int) -> NDArray[np.float32]:
+def _components(matrix: Any, dim: int) -> NDArray[np.float32]:
+    from scipy.sparse.linalg import svds  # slow to import, and most jobs need none
+
     components = np.zeros((matrix.shape[1], dim), np.float64)
     exact = min(matrix.shape)
     if exact <= max(dim, 256):

@@ -1,6 +1,5 @@
 """The third pipeline, second half: histories as TFRecords, one tf.train.Example a user, one file a bucket of users."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from beam_jobs.examples import Column, encode_examples, write_records
 from beam_jobs.parts import Arranged
 from beam_jobs.splits import row_starts
 from beam_jobs.staging import Table, bucket_name, positions
+from beam_jobs.threads import InThreads
 from tfrec.schema import Schema
 from tfrec.transforms import FIRST_VALUE, UNKNOWN
 
@@ -112,13 +112,13 @@ def write_bucket(bucket: int, files: HistoryFiles) -> tuple[Path, int]:
     return path, len(arranged.users.rows)
 
 
-class _WriteHistories(beam.DoFn):
+class _WriteHistories(InThreads):
     def __init__(self, files: HistoryFiles) -> None:
         self.files = files
 
-    def process(self, bucket: int) -> Iterator[tuple[str, int]]:
-        path, records = write_bucket(bucket, self.files)
-        yield path.relative_to(self.files.directory).as_posix(), records
+    def work(self, element: int) -> list[tuple[str, int]]:
+        path, records = write_bucket(element, self.files)
+        return [(path.relative_to(self.files.directory).as_posix(), records)]
 
 
 @dataclass

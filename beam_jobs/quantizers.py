@@ -4,8 +4,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
 from tfrec.config import FeatureConfig
 from tfrec.errors import UserError
@@ -129,6 +127,9 @@ def _means(rows: NDArray[np.float64], number: int) -> NDArray[np.float32]:
 
     In one thread: with more, sums would be added up in the order in which the threads are done.
     """
+    from sklearn.cluster import KMeans  # slow to import, and most jobs need none
+    from threadpoolctl import threadpool_limits
+
     points = rows.astype(np.float32)
     means = np.unique(points, axis=0)
     if len(means) > number:

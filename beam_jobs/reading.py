@@ -22,6 +22,7 @@ from beam_jobs.hashing import buckets_of
 from beam_jobs.plan import EXCLUDE_PREFIX, LABEL_PREFIX, REQUIRE_PREFIX, LogPlan
 from beam_jobs.sources import ROW, Batch, Fragment, as_bytes, from_bytes, list_fragments, read_batches
 from beam_jobs.staging import Chunk, bucket_name, encode_texts, join_chunks
+from beam_jobs.threads import InThreads
 from beam_jobs.validation import REJECT_SCHEMA, broken_rejects, check_batch, empty_rejects, reject
 from tfrec.schema import MISSING_LABEL
 
@@ -229,34 +230,41 @@ class _ReadAndCheck(beam.DoFn):
                 logger.info("%s: %s rows read", self.plan.kind, f"{self.rows:,}")
 
 
-class _Scatter(beam.DoFn):
+class _Scatter(InThreads):
     def __init__(self, plan: LogPlan, id_column: str, num_buckets: int) -> None:
         self.plan, self.id_column, self.num_buckets = plan, id_column, num_buckets
 
-    def process(self, batch: CheckedBatch) -> Iterator[Any]:
+    def work(self, element: CheckedBatch) -> list[Any]:
         kind = self.plan.kind
-        yield from split_by_bucket(batch, self.id_column, self.num_buckets)
-        for (file, outcome, reason), count in sorted(batch.counts.items()):
-            yield beam.pvalue.TaggedOutput("counts", ((kind, file, outcome, reason), count))
-        if len(batch.rejects):
-            yield beam.pvalue.TaggedOutput("rejects", (kind, as_bytes(batch.rejects)))
+        outputs: list[Any] = list(split_by_bucket(element, self.id_column, self.num_buckets))
+        for (file, outcome, reason), count in sorted(element.counts.items()):
+            outputs.append(beam.pvalue.TaggedOutput("counts", ((kind, file, outcome, reason), count)))
+        if len(element.rejects):
+            outputs.append(beam.pvalue.TaggedOutput("rejects", (kind, as_bytes(element.rejects))))
+        return outputs
 
 
-class _Stage(beam.DoFn):
+class _Stage(InThreads):
     def __init__(self, plan: LogPlan, folder: Path, repeats: str) -> None:
         self.plan, self.folder, self.repeats = plan, folder, repeats
 
     def process(self, element: tuple[int, Iterable[Chunk]]) -> Iterator[Any]:
+        bucket, chunks = element
+        yield from super().process((bucket, list(chunks)))
+
+    def work(self, element: tuple[int, list[Chunk]]) -> list[Any]:
         (bucket, chunks), kind, names = element, self.plan.kind, self.plan.file_names
+        outputs: list[Any] = []
         if kind in ("events", "impressions"):
             counts = stage_events(self.folder, bucket, chunks, repeats=self.repeats if kind == "events" else "keep")
         else:
             id_column = f"{kind.removesuffix('s')}_id"
             counts, rejects = stage_distinct(self.folder, bucket, chunks, id_column=id_column, names=names)
             if len(rejects):
-                yield beam.pvalue.TaggedOutput("rejects", (kind, as_bytes(rejects)))
+                outputs.append(beam.pvalue.TaggedOutput("rejects", (kind, as_bytes(rejects))))
         for (file, outcome, reason), count in sorted(counts.items()):
-            yield beam.pvalue.TaggedOutput("counts", ((kind, names[file], outcome, reason), count))
+            outputs.append(beam.pvalue.TaggedOutput("counts", ((kind, names[file], outcome, reason), count)))
+        return outputs
 
 
 @dataclass

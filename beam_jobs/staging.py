@@ -108,16 +108,12 @@ def factorize(series: pl.Series) -> tuple[pl.Series, pl.Series]:
         lists = pl.DataFrame({"row": row, "code": codes}).group_by("row", maintain_order=True).agg("code")
         rows = pl.DataFrame({"row": np.arange(len(series))}).join(lists, on="row", how="left", maintain_order="left")
         return rows["code"].cast(pl.List(pl.UInt32)).alias(series.name), texts
-    distinct = series.drop_nulls().unique()
-    if series.dtype == pl.String:
-        texts = distinct.sort()
-        return positions(series, texts), texts
-    texts = distinct.cast(pl.String)
+    found = series.to_arrow().dictionary_encode()  # hashes each value once
+    texts = pl.Series(found.dictionary).cast(pl.String)
     order = texts.arg_sort()
-    ranks = pl.Series(np.empty(len(order), np.uint32))
-    ranks = ranks.scatter(order, np.arange(len(order), dtype=np.uint32)) if len(order) else ranks
-    codes = series.replace_strict(distinct, ranks, default=None, return_dtype=pl.UInt32)
-    return codes.alias(series.name), texts.gather(order)
+    ranks = np.zeros(max(len(order), 1), np.uint32)
+    ranks[order.to_numpy()] = np.arange(len(order), dtype=np.uint32)
+    return pl.Series(series.name, ranks).gather(pl.Series(found.indices)), texts.gather(order)
 
 
 def positions(series: pl.Series, texts: pl.Series) -> pl.Series:
