@@ -29,6 +29,7 @@ from tensorflow_serving.apis import prediction_log_pb2, prediction_service_pb2_g
 
 from serving.servable import SavedModelServable
 from tests.serving.saved_models import predict_request, write_warmup
+from tfrec.index import ExactSearch
 
 ITEMS, WIDTH, EVENTS, ANSWERS = 100_000, 64, 50, 10
 
@@ -36,10 +37,11 @@ ITEMS, WIDTH, EVENTS, ANSWERS = 100_000, 64, 50, 10
 def save_model(directory: Path, number: float | None = None) -> Path:
     """A stand-in for an export, its warm-up requests included: ids to vectors, their mean, the nearest items.
 
-    With a number of its weights, which it answers as `y`.
+    Its search is that of an export, and leaves out the history as that does. With a number of its weights, which it
+    answers as `y`.
     """
     module = tf.Module()
-    module.vectors = tf.Variable(np.random.default_rng(0).normal(size=(ITEMS, WIDTH)).astype(np.float32))
+    module.search = ExactSearch(np.random.default_rng(0).normal(size=(ITEMS, WIDTH)).astype(np.float32))
     module.number = tf.Variable(number or 0.0)
     module.names = tf.Variable([f"item-{number}" for number in range(ITEMS)])
 
@@ -50,10 +52,10 @@ def save_model(directory: Path, number: float | None = None) -> Path:
         ]
     )
     def recommend(history_item_ids: Any, history_times: Any) -> dict[str, Any]:
-        codes = tf.strings.to_hash_bucket_fast(history_item_ids, ITEMS)
+        codes = tf.cast(tf.strings.to_hash_bucket_fast(history_item_ids, ITEMS), tf.int32)
         recent = tf.cast(history_times > 0, tf.float32)[:, :, None]
-        state = tf.reduce_mean(tf.gather(module.vectors, codes) * recent, axis=1)
-        scores, items = tf.math.top_k(tf.matmul(state, module.vectors, transpose_b=True), ANSWERS)
+        state = tf.reduce_mean(tf.gather(module.search.vectors.read_value(), codes) * recent, axis=1)
+        items, scores = module.search(state, ANSWERS, codes)
         answer = {"item_ids": tf.gather(module.names, items), "scores": scores}
         return answer if number is None else answer | {"y": tf.fill([tf.shape(scores)[0]], module.number.read_value())}
 

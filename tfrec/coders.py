@@ -158,7 +158,7 @@ class VectorCoder(tf.Module):
         columns = []
         for means in self.centroids:
             columns.append(_nearest(rest, means))
-            rest = rest - tf.gather(means, columns[-1])
+            rest = rest - tf.gather(means.read_value(), columns[-1])
         return tf.stack(columns, axis=1)
 
 

@@ -20,6 +20,7 @@ Tensor = Any
 _MAX_SEEN = 1000  # seen items that a ScaNN request makes up for
 _OVER_FETCH = 4  # a filter that leaves a smaller part of the catalogue is answered by exact search
 _UNIT = 1e-3  # lengths within this of 1 count as 1
+_SMALLEST_BLOCK = 8  # scores; smaller ones are not worth two steps
 
 
 class Search(Protocol):
@@ -60,8 +61,9 @@ class ExactSearch(tf.Module):
 
     def nearest(self, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Positions and cosines `(B, k)`."""
-        units = tf.gather(self.vectors, positions) * tf.gather(self.inverse_lengths, positions)[:, None]
-        scores = tf.matmul(units, self.vectors, transpose_b=True) * self.inverse_lengths
+        vectors, inverse_lengths = self.vectors.read_value(), self.inverse_lengths.read_value()
+        units = tf.gather(vectors, positions) * tf.gather(inverse_lengths, positions)[:, None]
+        scores = tf.matmul(units, vectors, transpose_b=True) * inverse_lengths
         return _top(scores, k, positions[:, None])
 
 
@@ -177,8 +179,27 @@ def _top(scores: Tensor, k: int, excluded: Tensor) -> tuple[Tensor, Tensor]:
     rows = tf.where(excluded >= 0)  # (R, 2): row, column
     places = tf.stack([rows[:, 0], tf.cast(tf.gather_nd(excluded, rows), tf.int64)], axis=1)
     scores = tf.tensor_scatter_nd_update(scores, places, tf.fill(tf.shape(places)[:1], -math.inf))
-    best, positions = tf.math.top_k(scores, k)
+    best, positions = top_k(scores, k)
     return positions, best
+
+
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`tf.math.top_k` of `(B, V)`, equal scores by position: the k blocks with the greatest maxima, then inside them.
+
+    Over a whole catalogue `tf.math.top_k` costs a batch more than the products do; maxima cost little. What stands in
+    another block is not among the k best: each of these k holds a score that is greater, or equal and before it.
+    """
+    count = scores.shape[1]
+    size = round(math.sqrt(count / k))
+    if size < _SMALLEST_BLOCK:
+        return tf.math.top_k(scores, k)
+    scores = tf.pad(scores, [[0, 0], [0, -count % size]], constant_values=-math.inf)  # never chosen: they stand last
+    blocks = tf.reshape(scores, [-1, scores.shape[1] // size, size])
+    _, chosen = tf.math.top_k(tf.reduce_max(blocks, axis=2), k)
+    chosen = tf.sort(chosen, axis=1)
+    inside = tf.reshape(tf.gather(blocks, chosen, batch_dims=1), [-1, k * size])
+    best, places = tf.math.top_k(inside, k)
+    return best, tf.gather(chosen, places // size, batch_dims=1) * size + places % size
 
 
 def tune(vectors: Matrix, queries: Matrix, k: int, target_recall: float) -> ScannSearch:

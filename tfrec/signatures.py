@@ -2,6 +2,9 @@
 
 Nothing here holds the Keras model: a tf.Module that does answers in Python, and fails every request in TensorFlow
 Serving. The variables are held one by one instead, and the model is called while the signatures are traced.
+
+Of a variable that is also read whole, rows are gathered from its `read_value`: once they were gathered from the
+variable itself, TensorFlow copies all of it at every read.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from tfrec.coders import SideCoder, VocabularyCoder
 from tfrec.filters import ItemFilter
 from tfrec.graph import HistoryEncoder
-from tfrec.index import Search
+from tfrec.index import Search, top_k
 from tfrec.layers.item_table import ItemTable
 from tfrec.models.shells import RetrievalModel
 from tfrec.schema import ITEM_ID, Schema
@@ -125,11 +128,11 @@ class RetrievalSignatures(tf.Module):
         is_new = tf.reduce_all(seen == 0, axis=1, keepdims=True)
         if not filtered:
             positions, scores = self.search(states, self.k, excluded)
-            popular, popularity = self.popular, tf.gather(self.popularity, self.popular)
+            popular, popularity = self.popular, tf.gather(self.popularity.read_value(), self.popular)
         else:
             allowed = self._allowed(inputs, rows=tf.shape(seen)[0])
             positions, scores = self.search(states, self.k, excluded, allowed)
-            popularity, popular = tf.math.top_k(tf.where(allowed, self.popularity, -np.inf), self.k)
+            popularity, popular = top_k(tf.where(allowed, self.popularity, -np.inf), self.k)
         positions = tf.where(is_new, popular, positions)
         scores = tf.where(is_new, popularity, scores)
         return self._answer(positions, scores)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec.index import ExactSearch, ScannSearch, build_search, found_by, tune
+from tfrec.index import ExactSearch, ScannSearch, build_search, found_by, top_k, tune
 from tfrec.tuning import ScannParameters
 
 BRUTE = ScannParameters(leaves=0, leaves_to_search=0, reorder=0)
@@ -64,6 +64,19 @@ class TestSearches:
     def test_a_batch_without_rows_is_answered_by_none(self, make):
         positions, scores = make(np.eye(3, dtype=np.float32))(tf.zeros([0, 3]), 2, tf.zeros([0, 1], tf.int32))
         assert positions.shape == scores.shape == (0, 2)
+
+
+@pytest.mark.parametrize(("count", "k"), [(1000, 10), (1009, 3), (640, 10), (639, 10), (7, 7), (200, 1)])
+def test_top_k_in_two_steps_puts_equal_scores_in_the_order_of_positions(count, k):
+    rng = np.random.default_rng(count)
+    scores = rng.integers(0, 9, size=(6, count)).astype(np.float32)
+    scores[1] = -np.inf
+    scores[2, k // 2 :] = -np.inf
+    scores[3] = np.arange(count)
+    scores[4] = -np.arange(count)
+    best, positions = top_k(tf.constant(scores), k)
+    assert positions.numpy().tolist() == by_hand(scores, [()] * 6, k)
+    assert best.numpy().tolist() == np.take_along_axis(scores, positions.numpy(), axis=1).tolist()
 
 
 def test_scann_makes_up_for_the_seen_items():
