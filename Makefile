@@ -25,7 +25,7 @@ define environment
 	@$(PYTHON) -c 'import sys; sys.exit("tfrec is locked for Python 3.11; say make PYTHON=/path/to/python3.11" if sys.version_info[:2] != (3, 11) else 0)'
 	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --requirement $(2)
+	$(1)/bin/uv pip install --quiet --compile-bytecode --python $(1)/bin/python --requirement $(2)
 endef
 
 format: install
