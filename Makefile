@@ -44,7 +44,7 @@ imports: install
 	$(BIN)/lint-imports --no-logo
 
 test: install
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 conformance: install # SERVER="tensorflow_model_server" or "python -m serving" asks a server of its own process
 	PATH="$(CURDIR)/$(BIN):$$PATH" TFREC_SERVER="$(SERVER)" $(BIN)/python -m pytest -m "conformance and not slow" $(if $(SERVER),tests/serving,)
@@ -59,7 +59,7 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 test-jax: .venv-jax/.installed
-	KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "jax and not slow and not benchmark"
+	KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "jax and not slow and not benchmark"
 
 bench: install # those that need no published data; the others say in their first lines how they are run
 	$(BIN)/python benchmarks/preprocess.py --events 2000000

@@ -250,7 +250,7 @@ def test_a_model_without_item_embeddings_is_no_start(data, tmp_path):
 
 def test_hpgr_compares_by_the_items_of_its_first_stage_and_never_by_random_ones(data, tmp_path):
     sizes = {"history_length": 12, "embedding_dim": 8, "num_heads": 2, "dropout": 0.0}
-    short = {"epochs": 1, "learning_rate": 0.01}
+    short = {"epochs": 1, "learning_rate": 0.01, "validation_users": 8}
     hpgr = {"name": "hpgr", "num_blocks": 1, **sizes}
     with pytest.raises(UsageError, match="must name a run of `hpgr_pretrain`"):
         train(configure(data, model=hpgr, training=short), tmp_path / "run", progress=False)
