@@ -139,6 +139,7 @@ def test_images_in_files_are_read_from_a_folder(from_files, encoders, dataset):
     }
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_bytes(from_files, encoders):
     items = from_files / "items.csv"
     one = run(config_of(from_files, encoders, items, "one", folder=str(from_files)))

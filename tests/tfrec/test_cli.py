@@ -188,7 +188,8 @@ def test_refused_write_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_is_one_line_and_fails(number: signal.Signals) -> None:
     code = (
-        "import tfrec.cli, beam_jobs.guess, time, sys\n"
+        "import tfrec.cli, beam_jobs.guess, signal, time, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background may ignore it
         "def wait(*_, **__):\n"
         "    print('waiting', flush=True)\n"
         "    time.sleep(60)\n"

@@ -25,6 +25,7 @@ CONFIGS = {
     "two_tower": {"model": SMALL | {"name": "two_tower"}},
     "heterrec_without_mfk": {"model": HETERREC | {"ablation": "without_mfk"}},
 }
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "heterrec_without_mfk")) for name in CONFIGS]
 SIGNATURES = {"serving_default", "recommend", "recommend_filtered", "encode_user", "encode_item", "similar_items"}
 
 
@@ -60,7 +61,7 @@ def assert_equal(got, expected):
             np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.conformance("L1", "L2")
 def test_every_signature_answers_in_the_cpp_loader_as_in_python(exported, name):
     made = exported(name)
@@ -71,7 +72,7 @@ def test_every_signature_answers_in_the_cpp_loader_as_in_python(exported, name):
             assert_equal(got, answer(signatures[request.signature], request.inputs))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_items_have_the_vectors_of_the_run(exported, name):
     made = exported(name)
     for request, got in made.heard:
@@ -81,7 +82,7 @@ def test_items_have_the_vectors_of_the_run(exported, name):
             np.testing.assert_allclose(got["vector"], made.run.model.encode_items(items), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_export_holds_the_weights_that_answers_need(exported, name):
     made = exported(name)
     model = made.run.model
@@ -120,7 +121,7 @@ def uses(version):
     return {node.name: of(calls, node.name) for node in graph.node if node.op == "VarHandleOp"}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_variable_is_gathered_from_and_read_which_would_copy_it_for_each_request(exported, name):
     found = uses(exported(name).version)
     assert any("ReadVariableOp" in operations for operations in found.values())

@@ -105,6 +105,7 @@ def contents(out):
     return {path.relative_to(out): path.read_bytes() for name in names for path in sorted(out.rglob(name))}
 
 
+@pytest.mark.slow
 def test_interrupted_sweep_ends_as_if_it_had_not_stopped(data, straight, tmp_path, monkeypatch):
     section = {"models": {TWO_STAGES: SWEEP["models"][TWO_STAGES]}, "seeds": SWEEP["seeds"]}
     config, stops = configure(tmp_path / "shop.yaml", data, section), 0
