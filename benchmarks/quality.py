@@ -3,11 +3,12 @@
     python benchmarks/quality.py amazon_beauty            # every row; what is finished is not done again
     python benchmarks/quality.py amazon_beauty --rows sasrec heterrec --table-only
 
-Each row is a configuration of configs/ with overrides, trained once a seed by `tfrec train` and judged by
-`tfrec evaluate` in processes of their own. Rows of a peer are made by its script in an environment of its own
-(`uv venv .venv-peers && uv pip install -p .venv-peers -r benchmarks/requirements-peers.in`). Metrics are means over
-seeds; intervals resample users (95 %, percentile bootstrap) on the per-user means over seeds; differences are paired
-by user. The last line of stdout is one JSON document.
+Each row is a configuration of configs/ with overrides, trained once a seed by `tfrec train` and judged by `tfrec
+evaluate` in processes of their own; a dataset that is missing is made first. Rows of a peer are made by its script in
+an environment of its own (`uv venv .venv-peers && uv pip install -p .venv-peers -r
+benchmarks/requirements-peers.in`). Metrics are means over seeds; intervals resample users (95 %, percentile
+bootstrap) on the per-user means over seeds; differences are paired by user. The last line of stdout is one JSON
+document.
 """
 
 import argparse
@@ -74,6 +75,31 @@ def _rows(dataset: str, *models: str) -> tuple[Row, ...]:
     return tuple(Row(model, f"{model}_{dataset}", against="sasrec") for model in models)
 
 
+def _quantizers(config: str) -> tuple[Row, ...]:
+    """HeterRec with other codes of the items' texts, each on a dataset of its own."""
+    document = yaml.safe_load((ROOT / "configs" / f"{config}.yaml").read_text("utf-8"))
+    kinds = {
+        "product, 8 of 64": {"quantizer": "product", "groups": 8, "dims_per_group": 8, "codes": 64},
+        "residual, 3 of 256": {"quantizer": "residual", "levels": 3, "codes": 256},
+        "residual, 8 of 64": {"quantizer": "residual", "levels": 8, "codes": 64},
+    }
+    rows = []
+    for name, options in kinds.items():
+        items = [
+            {key: value for key, value in feature.items() if key not in ("groups", "dims_per_group", "quantiles")}
+            | (options if feature["kind"] == "text" else {})
+            for feature in document["features"]["items"]
+        ]
+        out = f"{document['data']['out']}_{_slug(name)}"
+        changes = (f"data.out={out}", f"features.items={json.dumps(items)}")
+        rows.append(Row(f"heterrec, {name}", config, 1, changes, "heterrec"))
+    return tuple(rows)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name.replace("/", ""))
+
+
 AT_10_TO_200 = tuple(f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (10, 50, 100, 200))
 
 TABLES = {
@@ -87,6 +113,7 @@ TABLES = {
             Row("hstu", "hstu_amazon_beauty", 1, against="sasrec"),
             Row("heterrec", "heterrec_amazon_beauty", 3, against="sasrec"),
             *_ablations("heterrec_amazon_beauty"),
+            *_quantizers("heterrec_amazon_beauty"),
         ),
     ),
     "online_retail": Table(
@@ -114,8 +141,7 @@ TABLES = {
 
 def run_directories(row: Row, runs: Path) -> list[Path]:
     """Where the runs of a row lie, one a seed."""
-    slug = re.sub(r"\W+", "_", row.name.replace("/", ""))
-    return [runs / row.config / f"{slug}-seed{seed}" for seed in range(row.seeds)]
+    return [runs / row.config / f"{_slug(row.name)}-seed{seed}" for seed in range(row.seeds)]
 
 
 def make(row: Row, runs: Path) -> None:
@@ -129,6 +155,8 @@ def make(row: Row, runs: Path) -> None:
         overrides = [f"--set={change}" for change in (*row.overrides, f"training.seed={seed}")]
         started = time.perf_counter()
         config = str(ROOT / "configs" / f"{row.config}.yaml")
+        if not (ROOT / load(config, row.overrides).data.out).exists():
+            _tfrec("preprocess", "--config", config, *overrides)
         _tfrec("train", "--config", config, *overrides, "--out", str(run))
         _tfrec("evaluate", str(run))
         print(f"{row.name} seed {seed}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
