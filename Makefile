@@ -13,7 +13,12 @@ install: .venv/.installed
 
 .venv/.installed: requirements.txt setup.py
 	$(call environment,.venv,requirements.txt)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(editable)
+	touch $@ .venv/.installed-demo
+
+.venv/.installed-demo: requirements-demo.txt setup.py # less than half of it: no encoders, clouds, tools of development
+	$(call environment,.venv,requirements-demo.txt)
+	$(editable)
 	touch $@
 
 .venv-jax/.installed: requirements-jax.txt
@@ -26,6 +31,10 @@ define environment
 	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(1)/bin/uv pip install --quiet --compile-bytecode --python $(1)/bin/python --requirement $(2)
+endef
+
+define editable
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 endef
 
 format: install
@@ -68,7 +77,7 @@ bench: install # those that need no published data; the others say in their firs
 	$(BIN)/python -m benchmarks.serving_throughput
 	$(BIN)/python -m benchmarks.serving_swap
 
-demo: install
+demo: .venv/.installed-demo
 	$(BIN)/tfrec demo --out demo
 
 docs: install
@@ -79,6 +88,7 @@ check: lint types imports test test-jax
 lock: install
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url requirements.in --output-file requirements.txt
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --constraints requirements.txt requirements-jax.in --output-file requirements-jax.txt
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --constraints requirements.txt --extra beam --extra serving --extra retrieval setup.py --output-file requirements-demo.txt
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

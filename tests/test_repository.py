@@ -175,7 +175,7 @@ def requirements_of_setup(*, without: tuple[str, ...] = ()) -> list[str]:
 
 
 def test_locked_requirements_name_no_index() -> None:
-    for name in ("requirements.txt", "requirements-jax.txt"):
+    for name in ("requirements.txt", "requirements-jax.txt", "requirements-demo.txt"):
         text = (ROOT / name).read_text("utf-8")
         assert "://" not in text
         assert "--index-url" not in text.replace("--no-emit-index-url", "")
@@ -190,6 +190,18 @@ def test_every_requirement_is_locked(source: str) -> None:
         wanted |= {re.split(r"[<>=\[]", requirement)[0].lower() for requirement in declared}
     locked = re.findall(r"^([\w.-]+)==", (ROOT / source).with_suffix(".txt").read_text("utf-8"), re.MULTILINE)
     assert wanted - {name.lower() for name in locked} == set()
+
+
+def test_the_demo_installs_the_same_pins_without_encoders_clouds_and_tools() -> None:
+    whole, demo = (
+        set(re.findall(r"^([\w.-]+==\S+)", (ROOT / name).read_text("utf-8"), re.MULTILINE))
+        for name in ("requirements.txt", "requirements-demo.txt")
+    )
+    assert demo < whole
+    names = {pin.partition("==")[0] for pin in demo}
+    needed = requirements_of_setup(without=("gcp", "aws", "encoders", "jax", "spreadsheets", "dev"))
+    assert {re.split(r"[<>=\[]", requirement)[0].lower() for requirement in needed} <= names
+    assert names.isdisjoint({"tensorflow-text", "tf-models-official", "keras-hub", "boto3", "pytest", "mypy"})
 
 
 def test_source_and_wheel_contain_all_three_packages(tmp_path: Path) -> None:
