@@ -1,5 +1,6 @@
 """Where TensorFlow is not installed, the files with tests marked `jax` are all that is collected."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -30,6 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = [name for mark in item.iter_markers("conformance") for name in mark.args]
         if names:
             item.user_properties.append(("conformance", names))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: looking through all of it again and again for garbage took a fifth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
