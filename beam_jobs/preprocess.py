@@ -6,6 +6,7 @@ With `--from OLD` the new dataset grows from an older one: see `beam_jobs.growth
 import argparse
 import logging
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -384,4 +385,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C cleans up, a stopped job cleans up too
     sys.exit(main())

@@ -6,6 +6,7 @@ same as those of `tfrec recommend`, byte by byte. Workers must see the three fol
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -92,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             deny=parsed.deny,
         )
         account = run(job, parsed.beam_options, shared_disk=parsed.shared_disk)
+    except KeyboardInterrupt:
+        sys.stderr.write("tfrec: interrupted; the same command goes on with what is missing.\n")
+        return 1
     except Exception as error:
         told = mendable(error)
         if told is None:
@@ -104,4 +108,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what Ctrl-C cleans up, a stopped job cleans up too
     sys.exit(main())
