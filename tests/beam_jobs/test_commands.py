@@ -4,11 +4,11 @@ import os
 import runpy
 import signal
 import sys
-import warnings
 
 import pytest
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # other tests have imported them before
 @pytest.mark.parametrize(
     ("module", "reads", "arguments", "told"),
     [
@@ -30,8 +30,7 @@ def test_a_job_that_is_stopped_says_so_in_one_line(monkeypatch, capsys, module, 
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
-            warnings.simplefilter("ignore", RuntimeWarning)  # other tests have imported the module before
+        with pytest.raises(SystemExit) as stopped:
             runpy.run_module(module, run_name="__main__")
     finally:
         signal.signal(signal.SIGTERM, before)
