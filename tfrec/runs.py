@@ -55,6 +55,8 @@ def build_model(config: Config, dataset: Dataset) -> keras.Model:
     if isinstance(model, RetrievalModel) and dataset.schema.event_types and dataset.schema.target_event_types:
         counts["target_count"] = target_counts(dataset.schema, dataset.histories())
     model.set_catalogue(catalogue.codes, catalogue.train_count, catalogue.vectors, **counts)
+    jit = config.training.jit_compile
+    model.jit_compile = keras.backend.backend() == "jax" if jit == "auto" else jit
     return model
 
 

@@ -6,14 +6,12 @@ its own as well, and these probabilities are compared with what became of it the
 compared on equal resamples of users.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
 from tfrec.candidates import CandidateBatches
@@ -35,6 +33,8 @@ _EDGES: dict[str, tuple[int, ...]] = {
 }
 _OWN = ("user", "place", "item", "time")
 _PROBABILITY, _SHOWN, _LABEL = "probability_", "shown_probability_", "label_"
+_OUTCOMES = ("candidate_label_", "candidate_weight")
+_UNSEEN = ("user", "impression")
 
 
 @dataclass(frozen=True)
@@ -139,17 +139,17 @@ class Scores:
 def score_candidates(model: Any, batches: CandidateBatches) -> Scores:
     """The probabilities of all candidates of all batches, by a `RankingModel`."""
     shown = batches.impressions.columns
-    ways: list[Callable[[Batch], Mapping[str, Any]]] = [partial(model, training=False)]
-    if "position" in shown:
-        ways.append(model.logits_where_shown)
-    probabilities = [{label: np.full(len(shown["item"]), np.nan, np.float32) for label in model.labels} for _ in ways]
+    ways = 2 if "position" in shown else 1
+    probabilities = [
+        {label: np.full(len(shown["item"]), np.nan, np.float32) for label in model.labels} for _ in range(ways)
+    ]
     most_rows = 0
     for batch in batches:
         most_rows = max(most_rows, len(batch["item"]))
         place: Array = batch["impression"]
-        for score, found in zip(ways, probabilities, strict=True):
-            for label, logit in _logits(score, batch, most_rows).items():
-                found[label][place[place >= 0]] = _sigmoid(logit[place >= 0])
+        for label, logit in _logits(model, batch, most_rows).items():
+            for way, found in enumerate(probabilities):
+                found[label][place[place >= 0]] = _sigmoid(logit[place >= 0, way])
     scored = np.flatnonzero(~np.isnan(probabilities[0][model.labels[0]]))
     user = np.searchsorted(batches.impressions.offsets, scored, side="right") - 1
     kept = [{label: values[scored] for label, values in found.items()} for found in probabilities]
@@ -210,13 +210,20 @@ def _bucket_name(low: int, high: int | None) -> str:
     return str(low) if high == low + 1 else f"{low}-{high - 1}"
 
 
-def _logits(score: Callable[[Batch], Mapping[str, Any]], batch: Batch, rows: int) -> Mapping[str, Array]:
-    """The logits `(B, C)` of each label; what scores sees at least `rows` rows, so that few shapes are compiled."""
+def _logits(model: Any, batch: Batch, rows: int) -> Mapping[str, Array]:
+    """The logits `(B, C, P)` of each label, at the first place and, where the log has places, at the candidate's own.
+
+    The model sees at least `rows` rows, so that few shapes are compiled.
+    """
     count = len(batch["item"])
     missing = max(rows - count, 0)
-    known = {name: values for name, values in batch.items() if name not in ("user", "impression")}
+    known = {name: values for name, values in batch.items() if name not in _UNSEEN and not name.startswith(_OUTCOMES)}
     padded = {name: np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) for name, values in known.items()}
-    return {label: ops.convert_to_numpy(logit)[:count] for label, logit in score(padded).items()}
+    first = (padded["candidate"] != 0).astype(np.int32)
+    own = padded.pop("candidate_position", None)
+    padded["compared_position"] = np.stack([first] if own is None else [first, own], axis=-1)
+    found: Mapping[str, Array] = model.predict_on_batch(padded)
+    return {label: logit[:count] for label, logit in found.items()}
 
 
 def _sigmoid(logit: Array) -> NDArray[np.float32]:

@@ -135,8 +135,7 @@ class _Training:
         exclude_from_decay(optimizer, self.model, self.inherited)
         optimizer.build(self.model.trainable_variables)
         optimizer.slow_down(self.inherited, self.settings.inherited_learning_rate)
-        jit = self.settings.jit_compile
-        self.model.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax" if jit == "auto" else jit)
+        self.model.compile(optimizer=optimizer, jit_compile=self.model.jit_compile)
 
     def _go_on(self) -> None:
         restored = checkpoints.restore(self.run.directory, self.model)

@@ -250,11 +250,13 @@ def test_a_model_without_item_embeddings_is_no_start(data, tmp_path):
 
 def test_hpgr_compares_by_the_items_of_its_first_stage_and_never_by_random_ones(data, tmp_path):
     sizes = {"history_length": 12, "embedding_dim": 8, "num_heads": 2, "dropout": 0.0}
-    short = {"epochs": 1, "learning_rate": 0.01, "validation_users": 8}
-    hpgr = {"name": "hpgr", "num_blocks": 1, **sizes}
+    one_step = {"batch_size": 1000, "length_buckets": False}  # of one shape, compiled once
+    short = {"epochs": 1, "learning_rate": 0.01, "validation_users": 8, **one_step}
+    sessions = {"num_intra_blocks": 0, "num_inter_blocks": 1}
+    hpgr = {"name": "hpgr", "num_blocks": 0, **sizes, **sessions}
     with pytest.raises(UsageError, match="must name a run of `hpgr_pretrain`"):
         train(configure(data, model=hpgr, training=short), tmp_path / "run", progress=False)
-    first = {"name": "hpgr_pretrain", "num_blocks": 1, "item_features": "all", **sizes}
+    first = {"name": "hpgr_pretrain", "num_blocks": 0, "item_features": "all", **sizes, **sessions}
     stage = train(configure(data, model=first, training=short), tmp_path / "first", progress=False)
     run = train(
         configure(data, model=hpgr, training={**short, "initialize_from": str(stage)}), tmp_path / "run", progress=False

@@ -28,8 +28,9 @@ class LabelHeads(keras.layers.Layer):
             Defaults to 0.
 
     Input: x `(B, C, D)`, or `(B, C, labels, D)` where separate; position `(B, C)` int from 1, 0 = unknown, None = 1
-    everywhere; valid_mask `(B, C)` bool, True = real, which only the activation `"dice"` reads.
-    Output: dict of `(B, C)` float32 by label.
+    everywhere, or `(B, C, P)`, several places of each candidate; valid_mask `(B, C)` bool, True = real, which only the
+    activation `"dice"` reads.
+    Output: dict of `(B, C)` float32 by label; `(B, C, P)` for several places.
     """
 
     def __init__(
@@ -86,6 +87,9 @@ class LabelHeads(keras.layers.Layer):
         inputs = ops.unstack(x, num=len(self.labels), axis=2) if self.separate else [x]
         parts = [mlp(own, valid_mask=valid_mask, training=training) for mlp, own in zip(self.mlps, inputs, strict=True)]
         logits = ops.cast(ops.concatenate(parts, axis=-1), "float32")  # (B, C, labels)
+        if position is not None and len(position.shape) == len(logits.shape):
+            several = ops.zeros_like(position[..., None], dtype="float32")
+            logits = logits[:, :, None] + several  # (B, C, P, labels)
         if self.num_positions:
             place = _FIRST if position is None else ops.clip(position, 0, self.num_positions)
             logits = logits + ops.cast(ops.take(self.position_bias, place, axis=0), "float32")

@@ -27,6 +27,8 @@ class HistoryStateScorer(keras.layers.Layer):
     Input: a ranking batch. Output: `{label: (B, C)}`, and `states` `(B, L, D)` where they see no later event.
     """
 
+    several_positions = True
+
     def __init__(self, inputs: RankingInputs, encoder: SequenceEncoder, heads: LabelHeads, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.inputs = inputs

@@ -134,6 +134,8 @@ class MTGRScorer(keras.layers.Layer):
     Input: a ranking batch. Output: `{label: (B, C)}`, and `states` `(B, L, D)` where events see no later one.
     """
 
+    several_positions = True
+
     def __init__(
         self,
         inputs: RankingInputs,

@@ -31,6 +31,8 @@ class PointwiseScorer(keras.layers.Layer):
     Input: a ranking batch. Output: dict of `(B, C)` by label.
     """
 
+    several_positions = True
+
     def __init__(
         self,
         inputs: RankingInputs,

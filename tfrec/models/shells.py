@@ -12,6 +12,7 @@ from tfrec.layers.item_table import ItemTable
 
 _EVENT_KEYS = ("item", "time", "session")
 _OUTCOMES = ("candidate_label_", "candidate_weight")
+_POSITION, _COMPARED = "candidate_position", "compared_position"
 _STATES = "states"
 
 
@@ -193,8 +194,9 @@ class RankingModel(Shell):
     Args:
         scorer: layer. Called on a batch without labels and weights, gives `{label: (B, C)}` logits and, in training,
             a scalar for each name of its attribute `metric_names`, if it has one, and where its attribute `has_states`
-            is true `states` `(B, L, D)`, of each event without those behind it. `scorer.encode_items(items)` gives what
-            it knows of items `(N,)`, `(N, D)`.
+            is true `states` `(B, L, D)`, of each event without those behind it. Where its attribute
+            `several_positions` is true, `candidate_position` may be `(B, C, P)`, and so are the logits then.
+            `scorer.encode_items(items)` gives what it knows of items `(N,)`, `(N, D)`.
         objective: layer. Of the kind of `tfrec.objectives.binary_crossentropy`.
         labels: names. Whose probabilities the model gives.
         item_table: ItemTable. The catalogue that the scorer reads.
@@ -205,8 +207,9 @@ class RankingModel(Shell):
 
     Input: a batch: events `(B, L)`, candidates `(B, C)` with `candidate_time` and `candidate_history`, the number of
     the row's events before each. `candidate_position` is an input of training alone: outside it every candidate is
-    taken to stand first, but for `logits_where_shown`.
-    Output: `{label: (B, C)}` logits in float32; in training the scorer's metrics beside them.
+    taken to stand first, or where `compared_position` `(B, C, P)` says, at P places in turn.
+    Output: `{label: (B, C)}` logits in float32, `(B, C, P)` where places are compared; in training the scorer's metrics
+    beside them.
     """
 
     def __init__(
@@ -232,19 +235,23 @@ class RankingModel(Shell):
 
     def call(self, batch: Mapping[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
         if not training:
-            batch = {**batch, "candidate_position": ops.cast(batch["candidate"] != 0, "int32")}
+            return self._compare(batch)
         outputs = self._score(batch, training)
-        if not training:
-            return self._logits(outputs)
         beside = [*getattr(self.scorer, "metric_names", ()), *([_STATES] if self._reads_states else [])]
         return {**self._logits(outputs), **{name: outputs[name] for name in beside}}
 
-    def logits_where_shown(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What outcomes are compared with: the logits, not in training, at the positions that the batch names."""
-        return self._logits(self._score(batch, training=False))
+    def _compare(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        position = batch.get(_COMPARED, ops.cast(batch["candidate"] != 0, "int32"))
+        if len(position.shape) == len(batch["candidate"].shape) or getattr(self.scorer, "several_positions", False):
+            return self._logits(self._score({**batch, _POSITION: position}, training=False))
+        each = [
+            self._logits(self._score({**batch, _POSITION: position[..., place]}, training=False))
+            for place in range(position.shape[-1])
+        ]
+        return {label: ops.stack([logits[label] for logits in each], axis=-1) for label in self.labels}
 
     def _score(self, batch: Mapping[str, Tensor], training: bool | None) -> dict[str, Tensor]:
-        inputs = {key: value for key, value in batch.items() if not key.startswith(_OUTCOMES)}
+        inputs = {key: value for key, value in batch.items() if not key.startswith((*_OUTCOMES, _COMPARED))}
         outputs: dict[str, Tensor] = self.scorer(inputs, training=training)
         return outputs
 

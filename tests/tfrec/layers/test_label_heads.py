@@ -49,6 +49,18 @@ def test_without_a_position_all_stand_at_the_top():
         np.testing.assert_array_equal(without[label], first[label])
 
 
+def test_several_places_are_each_place_by_itself():
+    arrays = inputs()
+    for places in (3, 0):
+        heads = LabelHeads(LABELS, num_positions=places)
+        run(heads, arrays)
+        randomise(heads)
+        both = run(heads, {**arrays, "position": np.stack([arrays["position"], np.ones((3, 4), "int32")], axis=-1)})
+        own, first = run(heads, arrays), run(heads, {**arrays, "position": np.ones((3, 4), "int32")})
+        for label in LABELS:
+            np.testing.assert_array_equal(both[label], np.stack([own[label], first[label]], axis=-1))
+
+
 @pytest.mark.parametrize(("separate", "activation"), [(False, "relu"), (True, "prelu"), (False, "dice")])
 def test_heads_battery(separate, activation, tmp_path):
     def make(**options):
