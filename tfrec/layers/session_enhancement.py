@@ -8,13 +8,17 @@ from keras import ops
 from tfrec.layers import Tensor
 from tfrec.layers.transformer_block import TransformerBlock
 
+_SMALL = 0.1
+"""What contexts are multiplied by at first: they are of length sqrt(D), and fresh events are shorter."""
+
 
 class SessionEnhancement(keras.layers.Layer):
     """HPGR's session enhancement module: every event learns what the user's sessions were about.
 
     s_k = Intra([CLS]; events of session k)[CLS]; g = Inter([CLS]; s_1, ..., s_m)[CLS], or the mean of Inter(s_1, ...,
-    s_m); output = x + g at every event. Both transformers are bidirectional, so an output sees the whole history: where
-    a later event must not be seen, give the history up to there, or use `causal`.
+    s_m); output = x + a * g at every event, a learned for each of the D numbers. Both transformers are bidirectional,
+    so an output sees the whole history: where a later event must not be seen, give the history up to there, or use
+    `causal`.
 
     With `causal` the output at t knows events up to t alone: the intra-session transformer is causal, a closed session
     is its state at the session's last event, the running one its state at t, and the inter-session transformer lets t
@@ -35,9 +39,10 @@ class SessionEnhancement(keras.layers.Layer):
     Output: `(B, L, D)`; zeros at padding.
 
     Reference: HPGR, equations 1 and 2.
-    Differs from the paper, which is silent on how order enters: events have a learned embedding of their place in the
-    session, sessions one of their distance from the last session (with `causal`, from the first). Attention inside
-    sessions is masked attention over the whole history: memory is that of two histories.
+    Differs from the paper, which has no a: it starts small because g, a layer-normed vector, would otherwise drown what
+    tells one event from another. The paper is silent on how order enters: events have a learned embedding of their
+    place in the session, sessions one of their distance from the last session (with `causal`, from the first).
+    Attention inside sessions is masked attention over the whole history: memory is that of two histories.
     """
 
     def __init__(
@@ -70,11 +75,15 @@ class SessionEnhancement(keras.layers.Layer):
     def build(self, x_shape: Any) -> None:
         width = x_shape[-1]
         normal = keras.initializers.TruncatedNormal(stddev=0.02)
+        places = keras.initializers.TruncatedNormal(stddev=width**-0.5)
+        self.context_scale = self.add_weight(
+            name="context_scale", shape=(width,), initializer=keras.initializers.Constant(_SMALL)
+        )
         self.place_in_session = self.add_weight(
-            name="place_in_session", shape=(self.max_length, width), initializer=normal.clone()
+            name="place_in_session", shape=(self.max_length, width), initializer=places.clone()
         )
         self.session_place = self.add_weight(
-            name="session_place", shape=(self.max_length, width), initializer=normal.clone()
+            name="session_place", shape=(self.max_length, width), initializer=places.clone()
         )
         self.intra_cls = self.inter_cls = None
         if not self.causal:
@@ -98,7 +107,7 @@ class SessionEnhancement(keras.layers.Layer):
             context = self._running(events, session, together, earlier, training)
         else:
             context = self._whole(events, session, together, training)
-        return (x + context) * ops.cast(valid_mask, x.dtype)[..., None]
+        return (x + self.context_scale * context) * ops.cast(valid_mask, x.dtype)[..., None]
 
     def _whole(self, events: Tensor, session: Tensor, together: Tensor, training: bool | None) -> Tensor:
         """G `(B, 1, D)`. Slot k of the L slots before the events is the [CLS] of session k + 1."""

@@ -45,8 +45,13 @@ class MaskedSequenceEncoder(SequenceEncoder):
     def embed_events(self, batch: dict[str, Tensor], context: dict[str, Tensor], training: bool | None) -> Tensor:
         """Events without their places, `(B, L, D)`; of a masked one nothing is left but its session."""
         events = super().embed_events(batch, context, training)
-        x = ops.where(batch["masked"][..., None], ops.cast(self.mask_vector, events.dtype), events)
-        return x if self.enhancement is None else self.enhancement(x, batch["session"], training=training)
+        return ops.where(batch["masked"][..., None], ops.cast(self.mask_vector, events.dtype), events)
+
+    def encode(self, x: Tensor, batch: dict[str, Tensor], context: dict[str, Tensor], training: bool | None) -> Tensor:
+        """Embedded events, told what their sessions were about, through the blocks, `(B, L, D)`."""
+        if self.enhancement is not None:
+            x = self.enhancement(x, batch["session"], training=training)
+        return super().encode(x, batch, context, training)
 
 
 class PretrainingModel(RetrievalModel):

@@ -31,7 +31,7 @@ takes them."""
 class TargetAwareScorer(keras.layers.Layer):
     """A history and its candidates, through blocks in which candidates see the history and themselves, to logits.
 
-    Events: sqrt(D) (tokens + context [+ sessions]) + place and time; candidates: sqrt(D) (tokens + user + a learned
+    Events: sqrt(D) (tokens + context) [+ sessions] + place and time; candidates: sqrt(D) (tokens + user + a learned
     vector in place of an action) + place and time; dropout; blocks; LN; heads.
 
     Args:
@@ -47,6 +47,8 @@ class TargetAwareScorer(keras.layers.Layer):
     Input: a ranking batch. Output: `{label: (B, C)}`, with a guide `preference_mask`, a scalar, and `states`
     `(B, L, D)` where events see no later one and have one history for all candidates.
     """
+
+    several_positions = True
 
     def __init__(
         self,
@@ -127,16 +129,17 @@ class TargetAwareScorer(keras.layers.Layer):
         history, candidate = parts["history"], ops.sum(parts["candidate"], axis=-2) + self.candidate_vector
         if "user" in parts:
             candidate = candidate + ops.sum(parts["user"], axis=1, keepdims=True)
+        scale = self.inputs.embedding_dim**0.5
+        history, candidate = history * scale, candidate * scale
         if self.enhancement is not None:
             history = self.enhancement(history, batch["session"], training=training)
         place = self.positions(
             history, candidate, batch["candidate_history"], batch.get("time"), batch.get("candidate_time")
         )
-        scale = self.inputs.embedding_dim**0.5
-        history = self.input_dropout(history * scale + place["history"], training=training)
+        history = self.input_dropout(history + place["history"], training=training)
         return {
             "history": history * ops.cast(valid_mask, history.dtype)[..., None],
-            "candidate": self.input_dropout(candidate * scale + place["candidate"], training=training),
+            "candidate": self.input_dropout(candidate + place["candidate"], training=training),
             "valid_mask": valid_mask,
             "visible": parts["visible"],
             "weight": None,

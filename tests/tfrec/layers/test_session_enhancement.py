@@ -48,7 +48,7 @@ def whole(x, session, weights, pooling, blocks):
         sequence = np.vstack([weights["inter_cls"], sequence])
     related = blocks_of(weights, "inter_block", blocks, sequence, causal=False)
     context = related[0] if pooling == "cls" else related.mean(axis=0)
-    return (x + context) * (session > 0)[:, None]
+    return (x + weights["context_scale"] * context) * (session > 0)[:, None]
 
 
 def running(x, session, weights, blocks):
@@ -62,7 +62,8 @@ def running(x, session, weights, blocks):
                 weights, "intra_block", blocks, events + weights["place_in_session"][: len(events)], causal=True
             )
             states.append(hidden[-1] + weights["session_place"][number - 1])
-        output[t] = x[t] + blocks_of(weights, "inter_block", blocks, np.array(states), causal=True)[-1]
+        context = blocks_of(weights, "inter_block", blocks, np.array(states), causal=True)[-1]
+        output[t] = x[t] + weights["context_scale"] * context
     return output
 
 
@@ -115,6 +116,13 @@ def test_all_events_of_a_history_are_given_the_same_context():
     np.testing.assert_allclose(added[0], np.repeat(added[0, :1], 6, axis=0), atol=1e-5)
 
 
+def test_fresh_contexts_do_not_drown_the_events():
+    arrays = inputs(width=32)
+    layer = SessionEnhancement(2, 6, 7)
+    added = run(layer, arrays)[0] - arrays["x"][0]
+    assert np.abs(np.linalg.norm(added, axis=-1) - 0.1 * np.sqrt(32)).max() < 0.01
+
+
 def test_empty_history_stays_zero():
     arrays = {"x": np.ones((1, 3, 8), "float32"), "session": np.zeros((1, 3), np.int32)}
     for options in ({}, {"pooling": "mean"}, {"causal": True}):
@@ -126,7 +134,7 @@ def test_battery(options, tmp_path):
     layer = check_layer(lambda **kw: SessionEnhancement(2, 6, 7, **options, **kw), inputs(), (2, 6, 8), tmp_path)
     block = (8 * 24 + 24) + (8 * 8 + 8) + (8 * 6 + 6) + (6 * 8 + 8) + 2 * (8 + 8)
     tokens = {"cls": 2, "mean": 1}[options.get("pooling", "cls")] if not options.get("causal") else 0
-    assert layer.count_params() == 2 * block + 2 * 7 * 8 + tokens * 8
+    assert layer.count_params() == 2 * block + 2 * 7 * 8 + tokens * 8 + 8
 
 
 def test_options_are_checked():

@@ -62,7 +62,7 @@ def expected_parameters(name):
         return inputs - 16 * d + NUM_ITEMS * d + recurrence + 12 * d + d
     if name in MASKED:
         plain = inputs + d + d + NUM_ITEMS * d + 2 * block_parameters(d, 4 * d)  # a place and a vector for the mask
-        sessions = 2 * 17 * d + 2 * d + 2 * block_parameters(d, 4 * d)
+        sessions = 2 * 17 * d + 3 * d + 2 * block_parameters(d, 4 * d)
         return plain + sessions if name == "hpgr_pretrain" else plain
     if name == "sasrec":
         return inputs + NUM_ITEMS * d + 2 * block_parameters(d, d)

@@ -69,7 +69,7 @@ def expected_parameters(name, num_blocks=1, width=8):
     plain = inputs + d + 18 * d + 2048 * d + num_blocks * block + 2 * d + head(d)
     if name == "hstu_ranking":
         return plain
-    sessions = 2 * 17 * d + 2 * block_parameters(d, 4 * d)
+    sessions = 2 * 17 * d + d + 2 * block_parameters(d, 4 * d)
     return plain + 17 + 129 + sessions
 
 
@@ -178,6 +178,10 @@ def test_places_of_impressions_are_biases_of_training(name):
         bias[batch["candidate_position"]] - bias[1] * (batch["candidate"] > 0) - bias[0] * (batch["candidate"] == 0),
         atol=1e-5,
     )
+    places = np.stack([batch["candidate_position"], np.ones_like(batch["candidate"])], axis=-1)
+    compared = to_numpy(with_places({**batch, "compared_position": places})["buy"])
+    expected = bias[batch["candidate_position"]] - bias[1]
+    np.testing.assert_allclose(compared[..., 0] - compared[..., 1], expected, atol=1e-5)
 
 
 NEXT_ITEM = {"next_item_weight": 0.5, "num_negatives": 30}
