@@ -40,7 +40,7 @@ def test_position_counts_in_training_and_is_the_first_outside_it():
     np.testing.assert_allclose(trained[at_first], outside[at_first], atol=1e-6)
     later = batch["candidate_position"] > 1
     assert (np.abs(trained - outside)[later] > 1e-3).all()
-    places = np.stack([batch["candidate_position"], first["candidate_position"]], axis=-1)
+    places = np.stack([batch["candidate_position"], batch["candidate"] > 0], axis=-1).astype("int32")
     compared = to_numpy(model({**batch, "compared_position": places})["click"])
     np.testing.assert_allclose(compared[..., 0], trained, atol=1e-6)
     np.testing.assert_allclose(compared[..., 1], to_numpy(model(first)["click"]), atol=1e-6)
