@@ -1,7 +1,7 @@
 """What is fitted on the training split and the catalogue: in one place, from sorted parts: equal bytes."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from beam_jobs.hashing import hash_ids
 from beam_jobs.pretrained import specification
 from beam_jobs.staging import all_item_ids, positions, read_frame
 from beam_jobs.vocabularies import given_values
-from tfrec.config import Config, FeatureConfig, ItemIds
+from tfrec.config import COUNTER_BOUNDARIES, Config, FeatureConfig, ItemIds, suggest
 from tfrec.errors import UserError
 from tfrec.schema import ITEM_ID, Feature, Side
 from tfrec.transforms import (
@@ -27,6 +27,7 @@ from tfrec.transforms import (
     UNKNOWN,
     Cross,
     Encoder,
+    EventCounter,
     Hashed,
     Standard,
     TfidfSvd,
@@ -85,7 +86,7 @@ def fit(staging: Path, directory: Path, config: Config, growth: Growth | None = 
                 continue
             feature = _fit_feature(staging, directory, side, one, config.features.fit_sample, quality)
             features.append(growth.extend(feature, directory, one.max_size) if growth else feature)
-    types = rank_values(read_parts(staging, "event_type"), 1, _MOST_EVENT_TYPES + 1)
+    types = rank_values(read_parts(staging, "event_type"), 1, _MOST_EVENT_TYPES + 1).to_list()
     if growth:
         types = append_new(growth.schema.event_types, types, _MOST_EVENT_TYPES + 1)
     if len(types) > _MOST_EVENT_TYPES:
@@ -93,7 +94,17 @@ def fit(staging: Path, directory: Path, config: Config, growth: Growth | None = 
             f"`data.events.columns.event_type`: more than {_MOST_EVENT_TYPES:,} types, such as {types[-1]!r}; name a "
             "column of types, or make it a feature of events."
         )
+    _check_counted_types(features, types)
     return Fitted(tuple(features), tuple(types), train_count, retired, quality)
+
+
+def _check_counted_types(features: Iterable[Feature], types: Sequence[str]) -> None:
+    for feature in features:
+        for name in getattr(feature.transform, "event_types", None) or ():
+            if name not in types:
+                raise UserError(
+                    f"`features.events` {feature.name}: no training event of type `{name}`; {suggest(name, types)}"
+                )
 
 
 def _fit_feature(
@@ -112,6 +123,14 @@ def _unfitted(directory: Path, feature: FeatureConfig) -> Transform | None:
     if feature.cross is not None and feature.hash_buckets is not None:
         first, second = feature.cross
         return Cross(cross=(first, second), hash_buckets=feature.hash_buckets)
+    if feature.kind == "counter":
+        assert feature.of is not None, "Asked for by the configuration."
+        return EventCounter(
+            of=feature.of,
+            window_seconds=feature.window_seconds,
+            event_types=feature.event_types,
+            boundaries=feature.boundaries or COUNTER_BOUNDARIES,
+        )
     if feature.hash_buckets is not None:
         return Hashed(hash_buckets=feature.hash_buckets)
     if feature.vocabulary is not None:
@@ -125,12 +144,12 @@ def read_parts(staging: Path, name: str) -> pl.DataFrame:
     return pl.concat([read_frame(path) for path in paths]) if paths else pl.DataFrame()
 
 
-def rank_values(counts: pl.DataFrame, min_count: int, max_size: int) -> list[str]:
+def rank_values(counts: pl.DataFrame, min_count: int, max_size: int) -> pl.Series:
     """Values by falling count, ties by value, from parts of (value, count)."""
     if counts.is_empty():
-        return []
+        return pl.Series([], dtype=pl.String)
     total = counts.group_by("value").agg(pl.sum("count")).filter(pl.col("count") >= min_count)
-    return total.sort(["count", "value"], descending=[True, False])["value"].head(max_size).to_list()
+    return total.sort(["count", "value"], descending=[True, False])["value"].head(max_size)
 
 
 def fit_item_ids(
@@ -243,7 +262,7 @@ def _fit_from_parts(directory: Path, feature: FeatureConfig, side: Side, parts: 
         if len(values) > feature.max_size:
             line = "feature %s: more than %s values (`max_size`); the rarest are unknown"
             logger.warning(line, feature.name, f"{feature.max_size:,}")
-            values.pop()
+            values = values.head(feature.max_size)
         return _feature(feature, side, _write_vocabulary(directory, feature.name, values))
     chosen = parts.sort("hash", "value")["value"].head(sample) if len(parts) else pl.Series([], dtype=pl.Float64)
     return _feature(feature, side, fit_bins(as_array(chosen), feature))
@@ -281,7 +300,7 @@ def _fit_encoder(directory: Path, feature: FeatureConfig, texts: list[str]) -> T
 
 def _write_vocabulary(directory: Path, name: str, values: pl.Series | list[str]) -> Vocabulary:
     file = f"vocabularies/{name}.txt"
-    write_values(directory / file, list(values))
+    write_values(directory / file, values)
     return Vocabulary(file=file, size=len(values) + FIRST_VALUE)
 
 

@@ -201,7 +201,7 @@ def _arrange_users(staging: Path, name: str, plan: Plan, user_ids: pl.Series, re
                 reasons["users", file, outcome, reason] += count
         frame = frame.join(profiles.drop("file", "_row"), on="user_id", how="left", maintain_order="left")
     else:
-        types: dict[str, Any] = {"number": pl.Float64, "texts": pl.List(pl.String)}
+        types: dict[str, Any] = {"number": pl.Float64, "texts": pl.List(pl.String), "weights": pl.List(pl.Float32)}
         missing = [field for field in plan.users.fields if field.name != "user_id"]
         frame = frame.with_columns(pl.lit(None, types.get(one.kind, pl.String)).alias(one.name) for one in missing)
     if frame.columns == ["user_id"]:  # profiles are given, features of them are not

@@ -16,6 +16,7 @@ from tfrec.transforms import (
     Bins,
     Codes,
     Cross,
+    EventCounter,
     Hashed,
     Quantizer,
     TfidfSvd,
@@ -31,6 +32,8 @@ def encode_features(table: Table, prefix: str, features: Iterable[Feature], dire
     codes: dict[str, Codes] = {}
     crosses: dict[str, Cross] = {}
     for feature in features:
+        if isinstance(feature.transform, EventCounter):
+            continue  # made of the codes of items, see `beam_jobs.histories`
         codes[feature.name] = np.zeros((0, 1), np.int32)  # in schema order, whenever its turn comes
         if isinstance(feature.transform, Cross):
             crosses[feature.name] = feature.transform
@@ -93,16 +96,20 @@ def code_map(texts: pl.Series, transform: Vocabulary | Hashed, directory: Path) 
     if isinstance(transform, Hashed):
         return np.append(transform.encode(texts), UNKNOWN).astype(np.int32)
     path = directory / transform.file
-    codes = positions(texts, _values(path, path.stat().st_mtime_ns)).cast(pl.Int32) + FIRST_VALUE
-    return np.append(codes.fill_null(UNKNOWN).to_numpy(), UNKNOWN).astype(np.int32)
+    values, codes = _sorted_values(path, path.stat().st_mtime_ns)
+    found = codes.gather(positions(texts, values)).fill_null(UNKNOWN)
+    return np.append(found.to_numpy(), UNKNOWN).astype(np.int32)
 
 
 @lru_cache(maxsize=4)
-def _values(path: Path, written: int) -> pl.Series:
-    """A vocabulary's values as Arrow holds them: as Python's texts, ten million of them take a gigabyte."""
+def _sorted_values(path: Path, written: int) -> tuple[pl.Series, pl.Series]:
+    """A vocabulary's values, sorted, and their codes, as Arrow holds them: ten million of Python's take a gigabyte."""
     lines = pl.read_lines(path, glob=False).to_series()
     escaped = lines.str.contains("\\", literal=True).arg_true()
-    return lines.scatter(escaped, [unescaped(line) for line in lines.gather(escaped)]) if len(escaped) else lines
+    if len(escaped):
+        lines = lines.scatter(escaped, [unescaped(line) for line in lines.gather(escaped)])
+    order = lines.arg_sort()
+    return lines.gather(order), order.cast(pl.Int32) + FIRST_VALUE
 
 
 def as_array(values: pl.Series) -> NDArray[np.float64]:

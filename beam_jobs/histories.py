@@ -1,7 +1,9 @@
 """The third pipeline, second half: histories as TFRecords, one tf.train.Example a user, one file a bucket of users."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import apache_beam as beam
@@ -10,14 +12,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beam_jobs.analysis import ITEM_CODES
-from beam_jobs.encoding import encode_features
+from beam_jobs.encoding import encode_features, weights_of
 from beam_jobs.examples import Column, encode_examples, write_records
+from beam_jobs.items import counter_keys
 from beam_jobs.parts import Arranged
 from beam_jobs.splits import row_starts
-from beam_jobs.staging import Table, bucket_name, positions
+from beam_jobs.staging import Table, bucket_name
 from beam_jobs.threads import InThreads
-from tfrec.schema import Schema
-from tfrec.transforms import FIRST_VALUE, UNKNOWN
+from tfrec.schema import ITEM_ID, WEIGHTS, Schema
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, Codes
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,21 @@ class HistoryFiles:
 
 
 def history_columns(
-    arranged: Arranged, item_codes: NDArray[np.int32], schema: Schema, directory: Path
+    arranged: Arranged,
+    item_codes: NDArray[np.int32],
+    schema: Schema,
+    directory: Path,
+    counter_codes: Mapping[str, NDArray[np.int32]] = MappingProxyType({}),
 ) -> dict[str, Column]:
-    """The features of a bucket's Examples: user by user, events in order."""
+    """The features of a bucket's Examples: user by user, events in order.
+
+    Args:
+        arranged: the bucket.
+        item_codes: of each of all item ids.
+        schema: of the dataset.
+        directory: of the dataset.
+        counter_codes: of each feature of items that a counter is `of`, the code of each item.
+    """
     events, users = arranged.events, arranged.users
     starts = row_starts(events.rows["user"].to_numpy().astype(np.int64), len(users.rows))
     columns = {"user_id": Column.texts([value.encode() for value in users.rows["user_id"]])}
@@ -55,17 +70,46 @@ def history_columns(
     columns.update({name: Column(array, starts) for name, array in values.items()})
     for name, codes in encode_features(events, "event_", schema.side("event"), directory).items():
         columns[f"event_{name}"] = Column(codes.reshape(-1), starts * codes.shape[1])
+    for feature in schema.weighted("event"):
+        weights = weights_of(events, f"event_{feature.name}", feature)
+        columns[f"event_{feature.name}{WEIGHTS}"] = Column(weights.reshape(-1), starts * feature.num_codes)
+    for name, codes in counter_columns(values, starts, schema, counter_codes).items():
+        columns[f"event_{name}"] = Column(codes, starts)
     for name, codes in encode_features(users, "user_", schema.side("user"), directory).items():
         columns[f"user_{name}"] = Column.fixed(codes)
+    for feature in schema.weighted("user"):
+        weights = weights_of(users, f"user_{feature.name}", feature)
+        columns[f"user_{feature.name}{WEIGHTS}"] = Column.fixed(weights)
     if schema.impressions is not None:
         columns.update(_impression_columns(arranged, item_codes, schema))
     return columns
 
 
+def counter_columns(
+    columns: Mapping[str, NDArray[Any]],
+    starts: NDArray[np.int64],
+    schema: Schema,
+    counter_codes: Mapping[str, NDArray[np.int32]],
+) -> dict[str, Codes]:
+    """Codes `(E,)` of each counter, from the columns `item`, `time` and `event_type` of the stored events."""
+    user = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    found = {}
+    for name, counter in schema.counters().items():
+        keys = user
+        if counter.of != "user":
+            codes = columns["item"] if counter.of == ITEM_ID else counter_codes[counter.of][columns["item"]]
+            table = schema.feature(counter.of).table_sizes[0]
+            keys = np.where(codes == UNKNOWN, -1, user * table + codes)
+        types = schema.counted_types(counter)
+        counted = None if types is None else np.isin(columns["event_type"], types)
+        found[name] = counter.encode(keys, columns.get("time"), counted)
+    return found
+
+
 def _event_type_codes(events: Table, schema: Schema) -> NDArray[np.int32]:
-    known = positions(events.texts["event_type"], pl.Series(schema.event_types, dtype=pl.String))
-    codes = (known.cast(pl.Int32) + FIRST_VALUE).fill_null(UNKNOWN).to_numpy()
-    return np.append(codes, UNKNOWN).astype(np.int32)[events.codes("event_type")]
+    code_of = {name: code for code, name in enumerate(schema.event_types, start=FIRST_VALUE)}
+    codes = [code_of.get(name, UNKNOWN) for name in events.texts["event_type"]]
+    return np.array([*codes, UNKNOWN], np.int32)[events.codes("event_type")]
 
 
 def _impression_columns(arranged: Arranged, item_codes: NDArray[np.int32], schema: Schema) -> dict[str, Column]:
@@ -108,7 +152,10 @@ def write_bucket(bucket: int, files: HistoryFiles) -> tuple[Path, int]:
         return path, 0
     arranged = Arranged.read(folder)
     item_codes = np.load(files.staging / ITEM_CODES)
-    write_records(path, *encode_examples(history_columns(arranged, item_codes, files.schema, files.directory)))
+    names = {counter.of for counter in files.schema.counters().values()} - {"user", ITEM_ID}
+    counter_codes = {name: np.load(counter_keys(files.staging, name)) for name in names}
+    columns = history_columns(arranged, item_codes, files.schema, files.directory, counter_codes)
+    write_records(path, *encode_examples(columns))
     return path, len(arranged.users.rows)
 
 

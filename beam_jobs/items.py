@@ -16,8 +16,8 @@ from beam_jobs.examples import Column, encode_examples, write_records
 from beam_jobs.plan import LogPlan
 from beam_jobs.sources import as_bytes, from_bytes
 from beam_jobs.staging import all_item_ids, encode_texts, positions, read_frame
-from tfrec.schema import ITEM_ID, Feature
-from tfrec.transforms import FIRST_VALUE, Quantizer
+from tfrec.schema import ITEM_ID, Feature, Schema
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, Quantizer
 
 ITEMS_A_FILE = 50_000
 
@@ -69,6 +69,39 @@ def encode_bucket(frame: pl.DataFrame, files: ItemFiles) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
+def write_counter_keys(staging: Path, directory: Path, schema: Schema, plan: LogPlan | None) -> None:
+    """Writes, for each feature of items that a counter is `of`, the code of every item `(num_items,)` to staging."""
+    names = {counter.of for counter in schema.counters().values()} - {"user", ITEM_ID}
+    if not names:
+        return
+    crossed = {part for name in names for part in getattr(schema.feature(name).transform, "cross", ())}
+    features = tuple(one for one in schema.side("item") if one.name in names | crossed)
+    files = ItemFiles(staging, directory, features, (), 1)
+    codes = {name: np.full(schema.num_items, UNKNOWN, np.int32) for name in names}
+    needed = {"item_id", "item", "retired", *(f"item_{one.name}" for one in features)}
+    for path in item_sources(staging):
+        frame = _with_columns(read_frame(path), plan)
+        encoded = encode_bucket(frame.select(name for name in frame.columns if name in needed), files)
+        for name, values in codes.items():
+            values[encoded["item"].to_numpy()] = encoded[f"item_{name}"].to_numpy()[:, 0]
+    for name, values in codes.items():
+        np.save(counter_keys(staging, name), values)
+
+
+def counter_keys(staging: Path, name: str) -> Path:
+    """Where `write_counter_keys` writes."""
+    return staging / f"counter_keys_{name}.npy"
+
+
+def _with_columns(frame: pl.DataFrame, plan: LogPlan | None) -> pl.DataFrame:
+    """Adds empty columns for those that the items file has and these items do not, since no row of it names them."""
+    types: dict[str, Any] = {"number": pl.Float64, "texts": pl.List(pl.String), "vector": pl.List(pl.Float32)}
+    types["weights"] = pl.List(pl.Float32)
+    missing = [field for field in (plan.fields if plan else ()) if field.name not in frame.columns]
+    kinds = {field.name: "vector" if field.feature else field.kind for field in missing}
+    return frame.with_columns(pl.lit(None, types.get(kind, pl.String)).alias(name) for name, kind in kinds.items())
+
+
 def item_examples(frame: pl.DataFrame, train_count: np.ndarray[Any, Any]) -> dict[str, Column]:
     """The features of the Examples of some items, which stand in the order of their codes.
 
@@ -116,13 +149,7 @@ class _EncodeItems(beam.DoFn):
         self.files, self.plan = files, plan
 
     def process(self, path: Path) -> Iterator[tuple[int, bytes]]:
-        frame = read_frame(path)
-        types: dict[str, Any] = {"number": pl.Float64, "texts": pl.List(pl.String), "vector": pl.List(pl.Float32)}
-        types["weights"] = pl.List(pl.Float32)
-        for field in self.plan.fields if self.plan else ():
-            if field.name not in frame.columns:
-                kind = "vector" if field.feature else field.kind
-                frame = frame.with_columns(pl.lit(None, types.get(kind, pl.String)).alias(field.name))
+        frame = _with_columns(read_frame(path), self.plan)
         if len(frame):
             encoded = encode_bucket(frame, self.files)
             file = pl.Series("_file", (encoded["item"].to_numpy() - FIRST_VALUE) // ITEMS_A_FILE)

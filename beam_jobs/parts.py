@@ -54,7 +54,7 @@ def partial_fits(arranged: Arranged, plan: Plan) -> dict[str, pl.DataFrame]:
     """What a bucket adds to what is fitted on split 0, and to the statistics: small frames by name."""
     rows = arranged.events.rows
     train = rows.filter(pl.col("split") == splits.TRAIN)
-    parts = {"item": _item_counts(rows, train, arranged.impressions)}
+    parts = {"item": _item_counts(rows, arranged.impressions)}
     if "event_type" in rows.columns:
         parts["event_type"] = _value_counts(train["event_type"], arranged.events.texts["event_type"])
     sample = plan.config.features.fit_sample
@@ -70,7 +70,8 @@ def partial_fits(arranged: Arranged, plan: Plan) -> dict[str, pl.DataFrame]:
         parts[name] = _fit_part(
             fitted[name], arranged.users.texts.get(name), feature, hash_ids(fitted["user_id"]), sample
         )
-    parts["length"] = rows.group_by("user").agg(pl.len().alias("length"))["length"].value_counts(name="users")
+    starts = splits.row_starts(rows["user"].to_numpy().astype(np.int64), len(arranged.users.rows))
+    parts["length"] = pl.Series("length", np.diff(starts).astype(np.uint32)).value_counts(name="users")
     parts["split"] = rows["split"].value_counts(name="events")
     targets = target_rows(arranged.events.texts, rows, plan.config.data.target_events)
     parts["target_split"] = rows["split"].filter(pl.Series(targets)).value_counts(name="events")
@@ -79,11 +80,8 @@ def partial_fits(arranged: Arranged, plan: Plan) -> dict[str, pl.DataFrame]:
     if "seconds" in rows.columns and len(rows):
         parts["seconds"] = rows.select(pl.min("seconds").alias("first"), pl.max("seconds").alias("last"))
     if "session" in rows.columns:
-        parts["session"] = (
-            rows.select(pl.max("session").over("user").alias("sessions"), "user")
-            .unique()
-            .select(pl.sum("sessions").cast(pl.Int64))
-        )
+        last = rows["session"].gather(starts[1:] - 1)  # a user's sessions are numbered from 1, and all have events
+        parts["session"] = pl.DataFrame({"sessions": [int(last.cast(pl.Int64).sum())]})
     return parts
 
 
@@ -93,7 +91,7 @@ def impression_split(impressions: Table) -> pl.DataFrame:
 
 
 def _with_columns(features: Iterable[FeatureConfig]) -> Iterator[FeatureConfig]:
-    return (feature for feature in features if feature.cross is None)
+    return (feature for feature in features if feature.cross is None and feature.kind != "counter")
 
 
 def target_rows(texts: Mapping[str, pl.Series], rows: pl.DataFrame, target_events: Any) -> NDArray[np.bool_]:
@@ -105,16 +103,14 @@ def target_rows(texts: Mapping[str, pl.Series], rows: pl.DataFrame, target_event
     return np.append(wanted, False)[codes]
 
 
-def _item_counts(rows: pl.DataFrame, train: pl.DataFrame, impressions: Table | None) -> pl.DataFrame:
-    seen = rows["item"].unique()
+def _item_counts(rows: pl.DataFrame, impressions: Table | None) -> pl.DataFrame:
+    """Each item with its training events, once, or twice where impressions name it too."""
+    is_train = (pl.col("split") == splits.TRAIN).cast(pl.Int64)
+    counts = [rows.group_by("item").agg(is_train.sum().alias("train_count"))]
     if impressions is not None:
-        seen = pl.concat([seen, impressions.rows["item"]]).unique()
-    counts = train["item"].value_counts(name="train_count")
-    return (
-        pl.DataFrame({"item": seen})
-        .join(counts, on="item", how="left")
-        .with_columns(pl.col("train_count").fill_null(0).cast(pl.Int64))
-    )
+        shown = impressions.rows["item"].unique()
+        counts.append(pl.DataFrame({"item": shown, "train_count": np.zeros(len(shown), np.int64)}))
+    return pl.concat(counts)
 
 
 def _value_counts(codes: pl.Series, texts: pl.Series) -> pl.DataFrame:

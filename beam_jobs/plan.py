@@ -14,7 +14,7 @@ from beam_jobs.validation import Field, FieldKind, open_vectors
 from beam_jobs.vocabularies import given_values
 from tfrec.config import Config, Data, FeatureConfig, Filters, suggest
 from tfrec.errors import UsageError
-from tfrec.schema import WEIGHTS, Impressions, Label
+from tfrec.schema import ITEM_ID, WEIGHTS, Impressions, Label
 
 _ROLE_KINDS: dict[str, FieldKind] = {
     "user_id": "id",
@@ -28,6 +28,11 @@ _ROLE_KINDS: dict[str, FieldKind] = {
     "weight": "weight",
 }
 _MAY_BE_EMPTY = {"event_type", "position", "request"}
+_KINDS: dict[str, tuple[str, ...]] = {
+    "items": ("categorical", "numerical", "multimodal", "text", "image"),
+    "users": ("categorical", "numerical"),
+    "events": ("categorical", "numerical", "counter"),
+}
 _KEYS_OF_ROLES = {"items": "id", "users": "id", "events": "type"}  # stored as item_id, user_id, event_type
 REQUIRE_PREFIX, EXCLUDE_PREFIX, LABEL_PREFIX = "_require_", "_exclude_", "_label_"
 
@@ -168,9 +173,11 @@ def _check_features(config: Config) -> None:
 
 
 def _check_feature(feature: FeatureConfig, side: str) -> None:
-    if side != "items" and feature.kind not in ("categorical", "numerical"):
+    kinds = _KINDS[side]
+    if feature.kind not in kinds:
         raise UsageError(
-            f"`features.{side}` {feature.name}: kind must be categorical or numerical, not {feature.kind}."
+            f"`features.{side}` {feature.name}: kind must be {', '.join(kinds[:-1])} or {kinds[-1]}, not "
+            f"{feature.kind}."
         )
     if feature.name == _KEYS_OF_ROLES[side]:
         raise UsageError(
@@ -179,8 +186,6 @@ def _check_feature(feature: FeatureConfig, side: str) -> None:
         )
     if feature.standardize and side != "items":
         raise UsageError(f"`features.{side}` {feature.name}: `standardize` is for features of items alone.")
-    if feature.weight_separator is not None and side != "items":
-        raise UsageError(f"`features.{side}` {feature.name}: `weight_separator` is for features of items alone.")
     if feature.vocabulary is not None:
         given_values(feature)
     check_encoder(feature)
@@ -202,13 +207,34 @@ def _check_vectors(feature: FeatureConfig, file: str) -> None:
 
 
 def _check_cross(feature: FeatureConfig, features: Sequence[FeatureConfig], side: str) -> None:
-    fit = [one.name for one in features if not (one.is_vector or one.multivalued or one.cross)]
+    fit = [one.name for one in features if _has_one_code(one) and one.cross is None and one.kind != "counter"]
     for name in feature.cross or ():
         if name not in fit:
             raise UsageError(
                 f"`features.{side}` {feature.name}: `cross` names {name}, which must be a feature of one code; "
                 f"{suggest(name, fit)}"
             )
+
+
+def _has_one_code(feature: FeatureConfig) -> bool:
+    return not (feature.is_vector or feature.multivalued)
+
+
+def _check_counters(config: Config, events: Log) -> None:
+    fit = ["user", ITEM_ID, *(one.name for one in config.features.items if _has_one_code(one))]
+    for feature in config.features.events:
+        where = f"`features.events` {feature.name}"
+        if feature.kind != "counter":
+            continue
+        if feature.of not in fit:
+            raise UsageError(
+                f"{where}: `of` must be user or a feature of items with one code. Received: {feature.of!r}; "
+                f"{suggest(feature.of or '', fit)}"
+            )
+        if feature.window_seconds is not None and "time" not in events.roles:
+            raise UsageError(f"{where}: `window_seconds` needs events with times (`data.events.columns.time`).")
+        if feature.event_types is not None and "event_type" not in events.roles:
+            raise UsageError(f"{where}: `event_types` needs event types: name `data.events.columns.event_type`.")
 
 
 def _check_labels(labels: Iterable[Label]) -> None:
@@ -237,6 +263,7 @@ def _check_events(config: Config, events: Log, impressions: Log | None) -> None:
             "`data.impressions` needs events with times (`data.events.columns.time`), to stand before them."
         )
     check_split(data.split, has_time="time" in events.roles)
+    _check_counters(config, events)
 
 
 def _check_impressions(data: Data, events: Log) -> None:
@@ -305,7 +332,7 @@ def _role_fields(log: Log) -> tuple[Field, ...]:
 
 def _feature_fields(log: Log, features: Iterable[FeatureConfig], prefix: str, key: str) -> Iterator[Field]:
     for feature in features:
-        if feature.cross is None:
+        if feature.cross is None and feature.kind != "counter":
             yield (field := _feature_field(log, feature, prefix, key))
             if feature.weight_separator is not None:
                 yield replace(field, name=f"{field.name}{WEIGHTS}", kind="weights")

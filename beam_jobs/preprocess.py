@@ -25,11 +25,11 @@ from beam_jobs.exposures import Catalogue, MakeImpressions
 from beam_jobs.filters import keep_frequent
 from beam_jobs.growth import LINEAGE, Growth, check_log, open_growth
 from beam_jobs.histories import HistoryFiles, WriteHistories
-from beam_jobs.items import ItemFiles, WriteItems, count_files, stored_items
+from beam_jobs.items import ItemFiles, WriteItems, count_files, stored_items, write_counter_keys
 from beam_jobs.options import pipeline_options, running_pipeline
 from beam_jobs.parts import IMPRESSION_SPLIT
 from beam_jobs.plan import Plan, make_plan
-from beam_jobs.reading import FIRST_TIME, ReadLog, WriteCounts, WriteRejects, first_rejects, read_counts
+from beam_jobs.reading import CHUNKS, FIRST_TIME, ReadLog, WriteCounts, WriteRejects, first_rejects, read_counts
 from beam_jobs.staging import (
     all_item_ids,
     bucket_folders,
@@ -158,6 +158,8 @@ def read_logs(plan: Plan, staging: Path, directory: Path, num_buckets: int, opti
             rejects.append(log_rejects)
         _ = counts | "Flatten counts" >> beam.Flatten() | "Write the account" >> WriteCounts(staging / "read.json")
         _ = rejects | "Flatten rejects" >> beam.Flatten() | "Write all rejects" >> WriteRejects(directory)
+    for log in plan.logs:
+        shutil.rmtree(staging / log.kind / CHUNKS, ignore_errors=True)
     found = read_counts(staging / "read.json")
     check_rejected(found, first_rejects(directory), plan.config.data.max_rejected)
     check_missing(found, plan.config.data.max_rejected)
@@ -312,6 +314,7 @@ def write_dataset(
     (directory / "histories").mkdir()
     num_files = count_files(len(fitted.train_count) - 2)
     items = ItemFiles(staging, directory, schema.side("item"), schema.display, num_files)
+    write_counter_keys(staging, directory, schema, plan.items)
     histories = HistoryFiles(staging, directory, schema, num_buckets)
     with running_pipeline(options) as pipeline:
         written = (

@@ -21,13 +21,15 @@ from beam_jobs.forgetting import REASON, forgotten_rows, hide_values
 from beam_jobs.hashing import buckets_of
 from beam_jobs.plan import EXCLUDE_PREFIX, LABEL_PREFIX, REQUIRE_PREFIX, LogPlan
 from beam_jobs.sources import ROW, Batch, Fragment, as_bytes, from_bytes, list_fragments, read_batches
-from beam_jobs.staging import Chunk, bucket_name, encode_texts, join_chunks
+from beam_jobs.staging import Chunk, bucket_name, encode_texts, join_chunks, write_chunks
 from beam_jobs.threads import InThreads
 from beam_jobs.validation import REJECT_SCHEMA, broken_rejects, check_batch, empty_rejects, reject
 from tfrec.schema import MISSING_LABEL
 
 logger = logging.getLogger("beam_jobs")
 
+CHUNKS = "chunks"
+"""Folder of a log's rows on their way to their buckets."""
 FIRST_TIME = "first_time"
 """File of a bucket of events: microseconds of the first row, whatever `repeats` drops."""
 _SECONDS_BETWEEN_LINES = 5.0
@@ -125,19 +127,19 @@ def with_vectors(batch: CheckedBatch, encoded: Encoded, plan: LogPlan) -> Checke
     return replace(batch, accepted=encoded.frame, rejects=pl.concat([batch.rejects, missing]), counts=counts)
 
 
-def split_by_bucket(batch: CheckedBatch, id_column: str, num_buckets: int) -> Iterator[tuple[int, Chunk]]:
-    """The accepted rows of a batch, a chunk for each bucket."""
+def split_by_bucket(batch: CheckedBatch, id_column: str, num_buckets: int, folder: Path) -> dict[int, Chunk]:
+    """Writes the accepted rows of a batch to `folder`; returns the chunk of each bucket that has any."""
     if len(batch.accepted) == 0:
-        return
+        return {}
     bucket = pl.Series("_bucket", buckets_of(batch.accepted[id_column], num_buckets))
     parts = batch.accepted.with_columns(bucket).partition_by("_bucket", as_dict=True, include_key=False)
-    for (number,), part in parts.items():
-        yield int(number), (batch.file, batch.first_row, as_bytes(part))
+    frames = {int(number): part for (number,), part in parts.items()}
+    return write_chunks(folder / CHUNKS, batch.file, batch.first_row, frames)
 
 
 def stage_events(folder: Path, bucket: int, chunks: Iterable[Chunk], *, repeats: str) -> Counter[tuple[int, str, str]]:
     """Writes the rows of a bucket by (user, time, order, place in the log); returns what `repeats: first` drops."""
-    frame = join_chunks(chunks)
+    frame = join_chunks(folder / CHUNKS, chunks)
     table = encode_texts(frame, ids=("user_id", "item_id"))
     rows = sort_rows(table.rows)
     first_time = rows["time"].min() if "time" in rows.columns else None
@@ -169,7 +171,7 @@ def stage_distinct(
 
     Of an item whose content was rejected in one row and accepted in another the accepted row counts.
     """
-    frame = join_chunks(chunks).with_columns(pl.col(id_column).cast(pl.String))
+    frame = join_chunks(folder / CHUNKS, chunks).with_columns(pl.col(id_column).cast(pl.String))
     if "_accepted" in frame.columns:
         frame = frame.sort("_accepted", descending=True, maintain_order=True)
     first = frame[id_column].is_first_distinct()
@@ -231,12 +233,12 @@ class _ReadAndCheck(beam.DoFn):
 
 
 class _Scatter(InThreads):
-    def __init__(self, plan: LogPlan, id_column: str, num_buckets: int) -> None:
-        self.plan, self.id_column, self.num_buckets = plan, id_column, num_buckets
+    def __init__(self, plan: LogPlan, id_column: str, num_buckets: int, folder: Path) -> None:
+        self.plan, self.id_column, self.num_buckets, self.folder = plan, id_column, num_buckets, folder
 
     def work(self, element: CheckedBatch) -> list[Any]:
         kind = self.plan.kind
-        outputs: list[Any] = list(split_by_bucket(element, self.id_column, self.num_buckets))
+        outputs: list[Any] = list(split_by_bucket(element, self.id_column, self.num_buckets, self.folder).items())
         for (file, outcome, reason), count in sorted(element.counts.items()):
             outputs.append(beam.pvalue.TaggedOutput("counts", ((kind, file, outcome, reason), count)))
         if len(element.rejects):
@@ -288,7 +290,7 @@ class ReadLog(beam.PTransform[Any, Any]):
     """Pipeline → (counts, rejects): reads a log, checks its rows, writes them to `folder`, a table a bucket of ids.
 
     `counts` are ((kind, file, outcome, reason), rows), `rejects` are (kind, Arrow IPC bytes). Buckets are by the hash
-    of the user id (for items: the item id), so that equal ids meet; rows pass the shuffle as compressed Arrow batches.
+    of the user id (for items: the item id), so that equal ids meet; rows wait for each other in `folder`.
     """
 
     plan: LogPlan
@@ -317,7 +319,7 @@ class ReadLog(beam.PTransform[Any, Any]):
             checked = (checked, *tables) | f"Files and tables of {kind}" >> beam.Flatten()
         scattered = (
             checked | f"Encode {kind}" >> _Encode(self.plan) if self.plan.encoded else checked
-        ) | f"Scatter {kind}" >> beam.ParDo(_Scatter(self.plan, id_column, self.num_buckets)).with_outputs(
+        ) | f"Scatter {kind}" >> beam.ParDo(_Scatter(self.plan, id_column, self.num_buckets, self.folder)).with_outputs(
             "counts", "rejects", main="chunks"
         )
         staged = (

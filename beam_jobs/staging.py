@@ -1,8 +1,9 @@
 """Where pipelines meet: tables of codes with their dictionaries, one folder a bucket, in Arrow IPC files."""
 
+import io
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +15,12 @@ from numpy.typing import NDArray
 
 from beam_jobs.sources import from_bytes
 
-Chunk: TypeAlias = tuple[int, int, bytes]
-"""Place of the file, first row, rows as Arrow IPC: chunks sorted by the first two hold the rows of the log in order."""
+Chunk: TypeAlias = tuple[int, int, str, int, int]
+"""Place of the log's file, first row, then where the rows lie as Arrow IPC: a file, and the first and last byte in it.
+
+Chunks sorted by the first two hold the rows of the log in order. These few bytes are what passes the shuffle, which
+thereby needs no memory for rows.
+"""
 
 _ROWS = "rows"
 
@@ -83,10 +88,31 @@ def bucket_name(bucket: int) -> str:
     return f"{bucket:05d}"
 
 
-def join_chunks(chunks: Iterable[Chunk]) -> pl.DataFrame:
+def write_chunks(folder: Path, file: int, first_row: int, frames: Mapping[int, pl.DataFrame]) -> dict[int, Chunk]:
+    """Writes frames one behind another into a file of their own, for good or for nothing; returns a chunk of each.
+
+    A runner that gives the same work to two workers, or again to one, gets chunks of which it takes one set.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, chunks = folder / f"{uuid.uuid4().hex}.chunks", {}
+    with path.open("wb") as target:
+        for key, frame in frames.items():
+            start = target.tell()
+            frame.write_ipc(content := io.BytesIO(), compression="uncompressed")
+            target.write(content.getbuffer())
+            chunks[key] = (file, first_row, path.name, start, target.tell())
+    return chunks
+
+
+def join_chunks(folder: Path, chunks: Iterable[Chunk]) -> pl.DataFrame:
     """The rows of some chunks in the order of the log."""
-    ordered = sorted(chunks, key=lambda chunk: chunk[:2])
-    return pl.concat([from_bytes(content) for _, _, content in ordered], rechunk=True)
+    return pl.concat([_read_chunk(folder, *chunk[2:]) for chunk in sorted(chunks)], rechunk=True)
+
+
+def _read_chunk(folder: Path, name: str, start: int, stop: int) -> pl.DataFrame:
+    with (folder / name).open("rb") as file:
+        file.seek(start)
+        return from_bytes(file.read(stop - start))
 
 
 def encode_texts(frame: pl.DataFrame, ids: Sequence[str] = ()) -> Table:
@@ -117,10 +143,15 @@ def factorize(series: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def positions(series: pl.Series, texts: pl.Series) -> pl.Series:
-    """Where each text stands in `texts` (distinct); null where it is not among them."""
+    """Where each text stands in `texts` (distinct, sorted); null where it is not among them.
+
+    By bisection: the work goes with the number of rows, not with that of `texts`, which may be ten million.
+    """
     if len(texts) == 0:
         return pl.repeat(None, len(series), dtype=pl.UInt32, eager=True).alias(series.name)
-    return series.cast(pl.Enum(texts), strict=False).to_physical().cast(pl.UInt32)
+    places = pl.Series(texts.search_sorted(series), dtype=pl.UInt32).clip(upper_bound=len(texts) - 1)
+    found = (texts.gather(places) == series).fill_null(False)
+    return places.set(~found, None).alias(series.name)
 
 
 def all_item_ids(path: Path) -> pl.Series:

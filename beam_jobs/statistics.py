@@ -15,7 +15,7 @@ from beam_jobs.plan import Plan
 from beam_jobs.staging import read_frame
 from tfrec.errors import UserError
 from tfrec.schema import ITEM_ID, Feature, Schema
-from tfrec.transforms import FIRST_VALUE, UNKNOWN, Bins, Cross, Hashed, Vocabulary
+from tfrec.transforms import FIRST_VALUE, UNKNOWN, Bins, Cross, EventCounter, Hashed, Vocabulary
 
 Counts: TypeAlias = Mapping[tuple[str, ...], int]
 """(kind, file, outcome, reason) -> rows."""
@@ -201,7 +201,7 @@ def _rank_error(feature: Feature, values: int, sample: int) -> dict[str, float]:
 
 def _feature_statistics(staging: Path, directory: Path, feature: Feature, sample: int) -> dict[str, Any]:
     document: dict[str, Any] = {"kind": feature.kind, "side": feature.side, "table_sizes": list(feature.table_sizes)}
-    if isinstance(feature.transform, Cross):
+    if isinstance(feature.transform, Cross | EventCounter):
         return document
     categorical = isinstance(feature.transform, Vocabulary | Hashed)
     if feature.side != "item":

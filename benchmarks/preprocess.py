@@ -7,9 +7,11 @@ polars script works the same columns out of the same file in one process and wri
 process of their own, one after the other, `--repeats` times, with the same number of threads; the fastest run of each
 counts. Peak memory is the process's own (ru_maxrss). The last line of stdout is one JSON document.
 
-`--with` adds others: `features` (our job with four item features and a text), `two_workers` (our job in two worker
-processes), `pandas` (ids, sessions, splits and one training row an event, by pandas and a Python loop, as RecBole
-prepares sequences) and `elements` (a Beam job whose elements are events, to TFRecords).
+`--with` adds others: `features` (our job with four item features and a text, against the polars script with the same
+columns: codes of a vocabulary, of several values, of quantile bins, of hash buckets, and of scikit-learn's TF-IDF + SVD
+cut into quantiles), `pandas` (ids, sessions, splits and one training row an event, by pandas and a Python loop, as
+RecBole prepares sequences) and `elements` (a Beam job whose elements are events, to TFRecords).
+`benchmarks/preprocess_scaling.py` measures sizes and workers.
 """
 
 import argparse
@@ -25,30 +27,66 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 EVENTS_A_USER = 50
+EVENTS_AT_ONCE = 5_000_000
+ITEMS = "catalogue.parquet"
 NUM_ITEMS = 100_000
 SESSION_GAP_SECONDS = 1800
 FIRST_SECOND = 1_600_000_000
-LIMIT = 2.5
+TAGS = 8
+"""Places of a feature of several values."""
+BARS = {
+    "ours": ("polars", 1.5),
+    "features": ("polars_features", 2.0),
+    "pandas": ("ours", None),
+    "elements": ("ours", None),
+}
+"""Of each run what its time is divided by, and at most how much that may be at 20 million events."""
+PEERS = {"features": ("polars_features",)}
 
 
 def generate(path: Path, num_events: int, seed: int) -> None:
-    """Events by rising time: skewed users and items, texts as ids."""
+    """Events by rising time: skewed users and items, texts as ids; written a few million at a time."""
     rng = np.random.default_rng(seed)
     users = max(num_events // EVENTS_A_USER, 10)
-    time_ = FIRST_SECOND + np.sort(rng.integers(0, 90 * 86_400, num_events))
-    frame = pl.DataFrame(
+    parts = -(-num_events // EVENTS_AT_ONCE)
+    writer = None
+    for part in range(parts):
+        count = num_events * (part + 1) // parts - num_events * part // parts
+        length = 90 * 86_400 // parts
+        frame = pl.DataFrame(
+            {
+                "user_id": (users * rng.random(count) ** 1.5).astype(np.int64),
+                "item_id": (NUM_ITEMS * rng.random(count) ** 3).astype(np.int64),
+                "time": FIRST_SECOND + part * length + np.sort(rng.integers(0, length, count)),
+            }
+        )
+        texts = frame.with_columns(
+            pl.format("u{}", "user_id").alias("user_id"), pl.format("i{}", "item_id").alias("item_id")
+        )
+        table = texts.to_arrow()
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table, row_group_size=1 << 19)
+    if writer is not None:
+        writer.close()
+
+
+def generate_items(path: Path) -> None:
+    """A catalogue with four features and a text."""
+    rng = np.random.default_rng(1)
+    words = np.array([f"word{n}" for n in range(5_000)])
+    pl.DataFrame(
         {
-            "user_id": (users * rng.random(num_events) ** 1.5).astype(np.int64),
-            "item_id": (NUM_ITEMS * rng.random(num_events) ** 3).astype(np.int64),
-            "time": time_,
+            "item_id": [f"i{n}" for n in range(NUM_ITEMS)],
+            "brand": rng.integers(0, 2_000, NUM_ITEMS).astype(str),
+            "tags": ["|".join(row) for row in rng.integers(0, 500, (NUM_ITEMS, 3)).astype(str)],
+            "price": rng.lognormal(3, 1, NUM_ITEMS),
+            "seller": rng.integers(0, 20_000, NUM_ITEMS).astype(str),
+            "title": [" ".join(row) for row in words[(5_000 * rng.random((NUM_ITEMS, 6)) ** 2).astype(int)]],
         }
-    )
-    texts = frame.with_columns(
-        pl.format("u{}", "user_id").alias("user_id"), pl.format("i{}", "item_id").alias("item_id")
-    )
-    texts.write_parquet(path, row_group_size=1 << 19)
+    ).write_parquet(path)
 
 
 def run_ours(events: Path, out: Path) -> None:
@@ -93,38 +131,60 @@ def run_features(events: Path, out: Path) -> None:
     from beam_jobs.preprocess import run
     from tfrec.config import parse
 
-    rng = np.random.default_rng(1)
-    words = np.array([f"word{n}" for n in range(5_000)])
-    catalogue = pl.DataFrame(
-        {
-            "item_id": [f"i{n}" for n in range(NUM_ITEMS)],
-            "brand": rng.integers(0, 2_000, NUM_ITEMS).astype(str),
-            "tags": ["|".join(row) for row in rng.integers(0, 500, (NUM_ITEMS, 3)).astype(str)],
-            "price": rng.lognormal(3, 1, NUM_ITEMS),
-            "seller": rng.integers(0, 20_000, NUM_ITEMS).astype(str),
-            "title": [" ".join(row) for row in words[(5_000 * rng.random((NUM_ITEMS, 6)) ** 2).astype(int)]],
-        }
-    )
-    items = out.with_name("items.parquet")
-    catalogue.write_parquet(items)
     features = [
         {"name": "brand", "kind": "categorical"},
-        {"name": "tags", "kind": "categorical", "multivalued": True, "separator": "|"},
-        {"name": "price", "kind": "numerical"},
+        {"name": "tags", "kind": "categorical", "multivalued": True, "separator": "|", "max_values": TAGS},
+        {"name": "price", "kind": "numerical", "bins": 32},
         {"name": "seller", "kind": "categorical", "hash_buckets": 10_000},
-        {"name": "title", "kind": "text"},
+        {"name": "title", "kind": "text", "dim": 64, "groups": 8, "dims_per_group": 2, "quantiles": 8},
     ]
-    data = {"out": str(out), "events": {"files": [str(events)]}, "items": {"files": [str(items)]}}
+    items = {"files": [str(events.with_name(ITEMS))]}
+    data = {"out": str(out), "events": {"files": [str(events)]}, "items": items}
     run(parse({"data": data, "features": {"items": features}}))
 
 
-def run_two_workers(events: Path, out: Path) -> None:
-    """Our job in two worker processes."""
-    from beam_jobs.preprocess import run
-    from tfrec.config import parse
+def run_polars_features(events: Path, out: Path) -> None:
+    """The same columns by polars, of the title by scikit-learn: histories, and the items' codes as Parquet."""
+    run_polars(events, out)
+    items = pl.read_parquet(events.with_name(ITEMS))
+    tags = items["tags"].str.split("|")
+    coded = items.select(
+        "item_id",
+        pl.Series("brand", _codes(items["brand"], items["brand"])),
+        pl.col("seller").hash() % 10_000 + 2,
+        pl.Series("tags", _code_lists(tags)),
+    )
+    edges = np.unique(items["price"].quantile(list(np.arange(1, 32) / 32), "linear"))
+    bins = np.searchsorted(edges, items["price"].to_numpy(), side="right") + 2
+    coded = coded.with_columns(pl.Series("price", bins), pl.Series("title", _title_codes(items["title"].to_list())))
+    counts = pl.read_parquet(out / "items.parquet")
+    counts.join(coded, on="item_id", how="left", maintain_order="left").write_parquet(out / "items.parquet")
 
-    options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-    run(parse({"data": {"out": str(out), "events": {"files": [str(events)]}}}), options)
+
+def _codes(values: pl.Series, seen: pl.Series) -> pl.Series:
+    """Codes of values by falling count of those seen, ties by value."""
+    ranked = seen.value_counts(name="count").sort(["count", seen.name], descending=[True, False])
+    return values.cast(pl.Enum(ranked[seen.name])).to_physical() + 2
+
+
+def _code_lists(lists: pl.Series) -> pl.Series:
+    flat = lists.explode()
+    codes = pl.DataFrame({"row": np.repeat(np.arange(len(lists)), lists.list.len()), "code": _codes(flat, flat)})
+    return codes.group_by("row", maintain_order=True).agg("code")["code"].list.head(TAGS)
+
+
+def _title_codes(titles: list[str]) -> list[list[int]]:
+    """Quantile codes of eight groups of two dimensions of TF-IDF + SVD vectors."""
+    from sklearn.decomposition import PCA, TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    weights = TfidfVectorizer(min_df=2, max_features=50_000, sublinear_tf=True).fit_transform(titles)
+    vectors = TruncatedSVD(64, algorithm="arpack", random_state=0).fit_transform(weights)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    rotated = PCA(16).fit_transform(vectors)
+    bins = [np.searchsorted(np.quantile(x, np.arange(1, 8) / 8), x, side="right") for x in rotated.T]
+    low, high = np.stack(bins[0::2], axis=1), np.stack(bins[1::2], axis=1)
+    return (low + 8 * high + 2).tolist()
 
 
 def run_pandas(events: Path, out: Path) -> None:
@@ -182,8 +242,8 @@ def run_elements(events: Path, out: Path) -> None:
 RUNS = {
     "polars": run_polars,
     "ours": run_ours,
+    "polars_features": run_polars_features,
     "features": run_features,
-    "two_workers": run_two_workers,
     "pandas": run_pandas,
     "elements": run_elements,
 }
@@ -212,7 +272,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of polars and Arrow")
     parser.add_argument("--seed", type=int, default=0, help="seed of the events")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
-    parser.add_argument("--with", nargs="*", default=[], choices=list(RUNS)[2:], dest="others", help="what else is run")
+    parser.add_argument("--with", nargs="*", default=[], choices=list(RUNS)[3:], dest="others", help="what else is run")
     parser.add_argument("--only", choices=list(RUNS), help=argparse.SUPPRESS)
     parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -225,18 +285,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         events = Path(folder) / "events.parquet"
         generate(events, arguments.events, arguments.seed)
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("polars", "ours", *arguments.others)}
+        generate_items(events.with_name(ITEMS))
+        names = dict.fromkeys(
+            ["polars", "ours", *(one for name in arguments.others for one in (*PEERS.get(name, ()), name))]
+        )
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for _ in range(arguments.repeats):
             for name, found in runs.items():
                 found.append(measure(name, events, Path(folder), arguments.threads))
     best = {name: min(found, key=lambda one: one["seconds"]) for name, found in runs.items()}
-    ratio = best["ours"]["seconds"] / best["polars"]["seconds"]
-    print(f"{'':12}{'seconds':>10}{'CPU s':>10}{'events/s':>12}{'peak GiB':>10}")
+    print(f"{'':16}{'seconds':>10}{'CPU s':>10}{'events/s':>12}{'peak GiB':>10}")
     for name, one in best.items():
         rate, peak = arguments.events / one["seconds"], one["peak_bytes"] / 2**30
-        print(f"{name:12}{one['seconds']:>10.2f}{one['cpu_seconds']:>10.2f}{rate:>12,.0f}{peak:>10.2f}")
-    print(f"ours / polars: {ratio:.2f} (bar: at most {LIMIT} at 20 million events)")
-    print(json.dumps({"events": arguments.events, "threads": arguments.threads, "ratio": ratio, **best}))
+        print(f"{name:16}{one['seconds']:>10.2f}{one['cpu_seconds']:>10.2f}{rate:>12,.0f}{peak:>10.2f}")
+    ratios = {}
+    for name, (peer, most) in BARS.items():
+        if name in best:
+            ratios[f"{name} / {peer}"] = ratio = best[name]["seconds"] / best[peer]["seconds"]
+            bar = "at least 5" if most is None else f"at most {most}"
+            print(f"{name} / {peer}: {ratio:.2f} (bar: {bar} at 20 million events)")
+    print(json.dumps({"events": arguments.events, "threads": arguments.threads, "ratios": ratios, **best}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfrec import manifest
 from tfrec.errors import UserError
-from tfrec.schema import Feature, Schema
+from tfrec.schema import WEIGHTS, Feature, Schema
 
 _MOST_EVENTS = 200
 
@@ -17,7 +17,8 @@ Event = dict[str, Any]
 def read_users(directory: Path, count: int = 100) -> list[dict[str, Any]]:
     """The first users of a dataset's files, which hold them in the order of a hash: a sample, and always the same.
 
-    Only values that the dataset keeps as texts are told: ids, times, types, sessions and features with a vocabulary.
+    Only values that the dataset keeps as texts are told: ids, times, types, sessions and features with a vocabulary,
+    with the weights of their values.
 
     Args:
         directory: made by `tfrec preprocess`; it is only read.
@@ -68,6 +69,10 @@ class _Reader:
         events = [self._event(values, place) for place in range(max(0, length - _MOST_EVENTS), length)]
         known = [feature for feature in self._schema.side("user") if feature.name in self._values]
         inputs = {f"user_{feature.name}": self._texts(feature, values[f"user_{feature.name}"]) for feature in known}
+        for feature in known:
+            if feature.weight_separator is not None:
+                name = f"user_{feature.name}{WEIGHTS}"
+                inputs[name] = values[name]
         return {"user_id": values["user_id"][0].decode(), "inputs": inputs, "events": events}
 
     def _event(self, values: Mapping[str, list[Any]], place: int) -> Event:
@@ -81,7 +86,10 @@ class _Reader:
         for feature in self._schema.side("event"):
             if feature.name in self._values:
                 name, width = f"event_{feature.name}", feature.num_codes
-                event[name] = self._texts(feature, values[name][place * width : (place + 1) * width])
+                own = slice(place * width, (place + 1) * width)
+                event[name] = self._texts(feature, values[name][own])
+                if feature.weight_separator is not None:
+                    event[name + WEIGHTS] = values[name + WEIGHTS][own]
         return event
 
     def _texts(self, feature: Feature, codes: list[int]) -> Any:

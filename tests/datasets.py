@@ -19,12 +19,23 @@ from tfrec.columns import Catalogue, Histories, Impressions
 from tfrec.manifest import write_json, write_manifest
 from tfrec.schema import Feature, Label, Schema, Split
 from tfrec.schema import Impressions as ImpressionColumns
-from tfrec.transforms import Bins, Cross, GroupQuantiles, Hashed, Standard, Vocabulary, write_arrays, write_values
+from tfrec.transforms import (
+    Bins,
+    Cross,
+    EventCounter,
+    GroupQuantiles,
+    Hashed,
+    Standard,
+    Vocabulary,
+    write_arrays,
+    write_values,
+)
 
 TIME_ORIGIN = 1_600_000_000 - 1_600_000_000 % 86_400
 EVENT_TYPES = ("view", "purchase")
 _VECTOR_DIM = 8
 _SESSION_GAP = 1800
+_WINDOW = 100_000
 _MOOD = Cross(cross=("device", "network"), hash_buckets=30)
 
 
@@ -78,8 +89,9 @@ def make_dataset(
         repeats: `first`: a user sees an item once; `keep`: items may come again.
         min_events: of a user, at least.
         max_events: of a user, at most (at most `items` without repeats).
-        side_features: also a user feature `segment` and `tags` (multi-valued), event features `device`, `network`
-            (hashed) and `mood` (their cross), a label `liked`, and standardised values of items' prices.
+        side_features: also a user feature `segment` and `tags` (with weights), event features `topics` (likewise),
+            `device`, `network` (hashed), `mood` (their cross) and `again` (a counter of the brand's earlier purchases),
+            a label `liked`, and standardised values of items' prices.
         impressions: also requests of one to five candidates before some events, with labels `click` (the event's item)
             and `cart` (sometimes unknown), weights, positions and requests, of which some have no number.
         follow: share of steps to the next item of the ring.
@@ -137,6 +149,8 @@ def make(*, users: int, items: int, seed: int, options: Mapping[str, Any], direc
     schema = _schema(rng, directory, [names[place] for place in order], histories, options)
     vectors = _vectors(rng, np.array(order), items)
     codes = _item_codes(rng, schema, directory, np.array(order), vectors)
+    for history in histories if options["side_features"] else ():
+        history["event_again"] = _counted(schema, history, codes[history["item"], 1])
     return Made(
         schema=schema,
         item_ids=["", "", *(names[place] for place in order)],
@@ -172,11 +186,27 @@ def _history(rng: np.random.Generator, user: int, items: int, options: Mapping[s
         "label_liked": (rng.random(length) < 0.5).astype(np.int64),
         "user_segment": rng.integers(1, 5, 1),
         "user_tags": np.sort(rng.choice(np.arange(2, 6), 2, replace=False)),
+        "user_tags_weights": np.array([0.5, (1 + user % 7) / 8, 0.0], np.float32),
+        "event_topics": np.stack([2 + time % 2, 3 - time % 2], axis=1),
+        "event_topics_weights": np.stack([np.full(length, 0.5), (1 + time % 3) / 4], axis=1).astype(np.float32),
     }
     history["event_network"] = 2 + time % 4
     history["event_mood"] = _MOOD.encode_codes(history["event_device"], history["event_network"])
     _set_split(history, options)
     return history
+
+
+def _counted(schema: Schema, history: Mapping[str, Any], brands: np.ndarray) -> np.ndarray:
+    """Of each event the code of the number of earlier ones that count: 1 unknown, 2 none, 3 one, 4 more."""
+    counter, codes = schema.counters()["again"], []
+    for place, brand in enumerate(brands):
+        rows = [row for row in range(place) if brands[row] == brand]
+        if counter.window_seconds is not None:
+            rows = [row for row in rows if history["time"][place] - history["time"][row] <= counter.window_seconds]
+        if counter.event_types is not None:
+            rows = [row for row in rows if history["event_type"][row] == 3]
+        codes.append(1 if brand == 1 else 2 + min(len(rows), 2))
+    return np.array(codes)
 
 
 def _set_split(history: dict[str, Any], options: Mapping[str, Any]) -> None:
@@ -255,7 +285,7 @@ def _schema(
         ),
     ]
     if options["side_features"]:
-        features += _side_features(vocabulary)
+        features += _side_features(vocabulary, options)
     write_arrays(
         directory / quantizer.file,
         {
@@ -302,7 +332,13 @@ def _labels(options: Mapping[str, Any]) -> Iterator[Label]:
         yield Label(name="cart", column="cart", operator="==", value=1.0)
 
 
-def _side_features(vocabulary: Any) -> list[Feature]:
+def _side_features(vocabulary: Any, options: Mapping[str, Any]) -> list[Feature]:
+    counter = EventCounter(
+        of="brand",
+        window_seconds=_WINDOW if options["has_time"] else None,
+        event_types=EVENT_TYPES[1:] if options["has_event_types"] else None,
+        boundaries=(1.0, 2.0),
+    )
     return [
         Feature(
             name="segment",
@@ -319,7 +355,18 @@ def _side_features(vocabulary: Any) -> list[Feature]:
             transform=vocabulary("tags", ["a", "b", "c", "d"]),
             multivalued=True,
             separator="|",
+            weight_separator=":",
             num_codes=3,
+        ),
+        Feature(
+            name="topics",
+            side="event",
+            kind="categorical",
+            column="topics",
+            transform=vocabulary("topics", ["x", "y"]),
+            multivalued=True,
+            weight_separator=":",
+            num_codes=2,
         ),
         Feature(
             name="device",
@@ -336,6 +383,7 @@ def _side_features(vocabulary: Any) -> list[Feature]:
             transform=Hashed(hash_buckets=4),
         ),
         Feature(name="mood", side="event", kind="categorical", column="mood", transform=_MOOD),
+        Feature(name="again", side="event", kind="counter", column="again", transform=counter),
     ]
 
 
@@ -441,7 +489,8 @@ def _user_example(schema: Schema, user: Mapping[str, Any]) -> dict[str, Any]:
         tags = np.zeros(3, np.int64)
         tags[: len(user["user_tags"])] = user["user_tags"]
         example |= {
-            **{name: user[name] for name in ("event_device", "event_network", "event_mood")},
+            **{name: user[name] for name in ("event_device", "event_network", "event_mood", "event_again")},
+            **{name: user[name] for name in ("event_topics", "event_topics_weights", "user_tags_weights")},
             "label_liked": user["label_liked"],
             "user_segment": user["user_segment"],
             "user_tags": tags,
@@ -452,10 +501,12 @@ def _user_example(schema: Schema, user: Mapping[str, Any]) -> dict[str, Any]:
 def _write_cache(directory: Path, made: Made, files: int) -> None:
     users = [user for number in range(files) for user in made.users[number::files]]  # the order of the files
     examples = [_user_example(made.schema, user) for user in users]
-    names = sorted(set(examples[0]) - {"user_id", "user_segment", "user_tags"})
+    names = sorted(set(examples[0]) - {"user_id", "user_segment", "user_tags", "user_tags_weights"})
     shown = [name for name in names if name.startswith("impression_")]
     names = [name for name in names if name not in shown]
-    columns = {name: np.concatenate([example[name] for example in examples]).astype(np.int32) for name in names}
+    floats = ("impression_weight", "event_topics_weights")
+    types = {name: np.float32 if name in floats else np.int32 for name in names}
+    columns = {name: np.concatenate([example[name] for example in examples]).astype(types[name]) for name in names}
     for feature in made.schema.side("event"):
         columns[f"event_{feature.name}"] = columns[f"event_{feature.name}"].reshape(-1, feature.num_codes)
     histories = Histories(
@@ -465,6 +516,10 @@ def _write_cache(directory: Path, made: Made, files: int) -> None:
         user={
             feature.name: np.stack([example[f"user_{feature.name}"] for example in examples]).astype(np.int32)
             for feature in made.schema.side("user")
+        }
+        | {
+            f"{feature.name}_weights": np.stack([example[f"user_{feature.name}_weights"] for example in examples])
+            for feature in made.schema.weighted("user")
         },
         impressions=Impressions(
             np.cumsum([0, *(len(example["impression_item"]) for example in examples)]),

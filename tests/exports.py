@@ -66,13 +66,34 @@ def users(*histories, times=None, length=None):
         "event_device": np.full(ids.shape, "phone", object),
         "event_network": np.full(ids.shape, "wifi", object),
         "user_segment": np.full(len(ids), "loyal", object),
-        "user_tags": strings([["b", "", ""]] * len(ids)),
+        "event_topics": np.broadcast_to(np.array(["x", "y"], object), (*ids.shape, 2)),
+        "event_topics_weights": np.broadcast_to(np.array([3, 1], np.float32), (*ids.shape, 2)),
+        "user_tags": strings([["b", "a", ""]] * len(ids)),
+        "user_tags_weights": np.array([[0.3, 0.1, 0]] * len(ids), np.float32),
+    }
+
+
+def coded_as_users_are(schema, items, brands):
+    """What a model is given of the features in such a request of one user with these items `(T,)` of these brands."""
+    features = {feature.name: feature for feature in schema.side("event")}
+    device = np.full((1, len(items)), 2, np.int32)  # phone
+    network = features["network"].transform.encode(["wifi"] * len(items)).astype(np.int32)[None]
+    return {
+        "event_device": device,
+        "event_network": network,
+        "event_mood": features["mood"].transform.encode_codes(device[0], network[0]).astype(np.int32)[None],
+        "event_again": np.where(np.array(brands) == 1, 1, 2).astype(np.int32)[None],  # nothing was purchased
+        "event_topics": np.full((1, len(items), 2), [2, 3], np.int32),
+        "event_topics_weights": np.full((1, len(items), 2), [0.75, 0.25], np.float32),
+        "user_segment": np.array([3], np.int32),
+        "user_tags": np.array([[3, 2, 0]], np.int32),
+        "user_tags_weights": np.array([[0.6, 0.2, 0]], np.float32),
     }
 
 
 def answer(signature, inputs):
     """What a signature of a SavedModel loaded in Python answers."""
-    tensors = {name: tf.constant(value.tolist(), value.dtype.type) for name, value in inputs.items()}
+    tensors = {name: tf.constant(value.tolist(), value.dtype.type, value.shape) for name, value in inputs.items()}
     return {name: value.numpy() for name, value in signature(**tensors).items()}
 
 

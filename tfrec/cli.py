@@ -291,6 +291,9 @@ def train(
     config: ConfigOption,
     overrides: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; by default runs/<config's name>.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the dataset's files with their hashes first.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Dataset -> run directory.
@@ -304,7 +307,7 @@ def train(
     parsed = load(config, overrides or [])
     from tfrec.training import train as start
 
-    print(start(parsed, out or Path("runs") / config.stem, progress=not quiet))
+    print(start(parsed, out or Path("runs") / config.stem, progress=not quiet, verify=verify))
 
 
 app.command()(sweep)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfrec.hashing import KEY
 from tfrec.schema import WEIGHTS, Feature
@@ -20,6 +21,7 @@ from tfrec.transforms import (
     UNKNOWN,
     Bins,
     Cross,
+    EventCounter,
     GroupQuantiles,
     Hashed,
     ProductCodes,
@@ -187,7 +189,7 @@ def coder(feature: Feature, directory: Path) -> Coder:
             return VocabularyCoder(feature.transform, directory)
         case Hashed():
             return HashCoder(feature.transform.hash_buckets)
-        case Cross():
+        case Cross() | EventCounter():
             raise ValueError(f"`feature` must be made of raw values. Received: {feature.name!r}.")
         case Bins():
             return BinsCoder(feature.transform)
@@ -224,11 +226,11 @@ class FeatureCoder(tf.Module):
         return tf.where(tf.reduce_any(present, axis=-1, keepdims=True), packed, missing)
 
     def weights(self, values: Tensor, weights: Tensor) -> Tensor:
-        """Scaled weights `(N, num_codes)` of the values that have the codes, in their order.
+        """Scaled weights `(..., num_codes)` of the values that have the codes, in their order.
 
         Args:
             values: of a multi-valued feature.
-            weights: `(N, num_codes)`, above 0 where there is a value.
+            weights: `(..., num_codes)`, above 0 where there is a value.
         """
         weights = self._of_width(weights, "weights, one a value")
         present = values != ""
@@ -263,7 +265,7 @@ class FeatureCoder(tf.Module):
 
 
 class SideCoder(tf.Module):
-    """Raw values of all features of one side to their codes, those of crosses among them.
+    """Raw values of all features of one side to their codes, those of crosses among them; no counters.
 
     Args:
         features: of the schema.
@@ -274,26 +276,34 @@ class SideCoder(tf.Module):
     def __init__(self, features: Sequence[Feature], directory: Path, prefix: str = "") -> None:
         super().__init__()
         self.prefix = prefix
-        self.names = [feature.name for feature in features]
+        self.names = [one.name for one in features if not isinstance(one.transform, EventCounter)]
         self.crosses = {one.name: one.transform for one in features if isinstance(one.transform, Cross)}
         self.standards = {one.name: StandardCoder(one.standard) for one in features if one.standard is not None}
-        self.coders = {one.name: FeatureCoder(one, directory) for one in features if one.name not in self.crosses}
+        made = (Cross, EventCounter)
+        self.coders = {
+            one.name: FeatureCoder(one, directory) for one in features if not isinstance(one.transform, made)
+        }
         self.weighted = {one.name: one.num_codes for one in features if one.weight_separator is not None}
 
     def signature(self, *, events: bool = False) -> dict[str, tf.TensorSpec]:
         """The inputs by name: the raw values of the features that are no crosses."""
         names = {name: self.prefix + name for name in self.coders}
         specs = {names[name]: one.signature(names[name], events=events) for name, one in self.coders.items()}
+        rows: list[int | None] = [None, None] if events else [None]
         for name, width in self.weighted.items():
-            specs[names[name] + WEIGHTS] = tf.TensorSpec([None, width], tf.float32, names[name] + WEIGHTS)
+            specs[names[name] + WEIGHTS] = tf.TensorSpec([*rows, width], tf.float32, names[name] + WEIGHTS)
         return specs
 
     def vectors(self, inputs: Mapping[str, Tensor], name: str) -> Tensor:
         """What is stored of a feature beside its codes: a vector itself, a standardised value `(N, 1)`, or weights."""
         values = inputs[self.prefix + name]
         if name in self.weighted:
-            return self.coders[name].weights(values, inputs[self.prefix + name + WEIGHTS])
+            return self.weights(inputs, name)
         return self.standards[name](values) if name in self.standards else values
+
+    def weights(self, inputs: Mapping[str, Tensor], name: str) -> Tensor:
+        """Scaled weights `(..., num_codes)` of a feature whose values have some."""
+        return self.coders[name].weights(inputs[self.prefix + name], inputs[self.prefix + name + WEIGHTS])
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Codes `(..., num_codes)` of each feature, in schema order."""
@@ -305,6 +315,59 @@ class SideCoder(tf.Module):
             )
             codes[name] = tf.where((first >= FIRST_VALUE) & (second >= FIRST_VALUE), buckets, UNKNOWN)
         return {name: codes[name] for name in self.names}
+
+
+class CounterCoder(tf.Module):
+    """Counts of each event's earlier ones as codes, as `tfrec.transforms.EventCounter` gives them.
+
+    Args:
+        counter: of the feature.
+        types: codes of the event types that count; None = all.
+        codes: `(num_items,)` of the feature that it is `of`; None = all events of a user count for each other.
+    """
+
+    def __init__(
+        self, counter: EventCounter, types: Sequence[int] | None, codes: NDArray[np.int32] | None = None
+    ) -> None:
+        super().__init__()
+        self.window = counter.window_seconds
+        self.types = types
+        self.bins = BinsCoder(counter.bins)
+        self.codes = None
+        if codes is not None:
+            self.codes = tf.Variable(codes.astype(np.int32), trainable=False, name=f"codes_of_{counter.of}")
+
+    def __call__(self, items: Tensor, seconds: Tensor | None, event_types: Tensor | None) -> Tensor:
+        """Codes `(B, T)`, whatever where there is no event.
+
+        Args:
+            items: codes `(B, T)`, in the order of time; what is no event is PADDING, and stands at the end.
+            seconds: `(B, T)`, not negative, below 2 ** 31; needed for a window.
+            event_types: codes `(B, T)`; needed where types are told apart.
+        """
+        real = items != PADDING
+        keys = tf.cast(real, tf.int32) if self.codes is None else tf.gather(self.codes, items)
+        keys = tf.where(real, keys, PADDING)
+        order = tf.argsort(keys, axis=1, stable=True)
+
+        def ordered(values: Tensor) -> Tensor:
+            return tf.gather(values, order, batch_dims=1)
+
+        moments = tf.bitwise.left_shift(tf.cast(ordered(keys), tf.int64), tf.constant(33, tf.int64))
+        earliest = moments
+        if self.window is not None:
+            time = tf.cast(ordered(seconds), tf.int64)
+            earliest = moments + tf.maximum(time - self.window, 0)
+            moments += time
+        first = tf.searchsorted(moments, earliest, side="left")
+        counted = tf.ones_like(items)
+        if self.types is not None:
+            assert event_types is not None, "Types are asked for where the feature is configured."
+            counted = tf.cast(tf.reduce_any(event_types[..., None] == tf.constant(self.types), axis=-1), tf.int32)
+        before = tf.cumsum(ordered(counted), axis=1, exclusive=True)
+        counts = before - tf.gather(before, first, batch_dims=1)
+        codes = self.bins(tf.cast(tf.gather(counts, tf.argsort(order, axis=1), batch_dims=1), tf.float64))
+        return codes if self.codes is None else tf.where(keys == UNKNOWN, UNKNOWN, codes)
 
 
 class StandardCoder(tf.Module):

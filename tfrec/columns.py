@@ -67,11 +67,12 @@ class Histories:
     """User u has the events `offsets[u]` to `offsets[u + 1]`, `(U + 1,)`."""
     user_ids: list[str]
     """Raw ids."""
-    columns: dict[str, NDArray[np.int32]]
+    columns: dict[str, NDArray[Any]]
     """`item`, `split`, and of `time`, `event_type`, `session`, `label_<name>` those that the schema has, `(E,)`;
-    `event_<name>` `(E, num_codes)`."""
-    user: dict[str, NDArray[np.int32]]
-    """Codes of the user features by name, `(U, num_codes)`."""
+    `event_<name>` `(E, num_codes)`, all int32, and beside values with weights `event_<name>_weights`, float32."""
+    user: dict[str, NDArray[Any]]
+    """Codes of the user features by name, `(U, num_codes)` int32; beside values with weights `<name>_weights`,
+    float32."""
     impressions: Impressions | None = None
     """What was shown to the users; None where the dataset does not say."""
 

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from tfrec.errors import UsageError
+from tfrec.features import COUNTER_BOUNDARIES as COUNTER_BOUNDARIES
 from tfrec.features import EncoderConfig as EncoderConfig
 from tfrec.features import FeatureConfig as FeatureConfig
 from tfrec.features import Features

@@ -21,7 +21,7 @@ from tfrec import columns
 from tfrec.columns import Catalogue, Histories, Impressions
 from tfrec.errors import UserError
 from tfrec.manifest import MANIFEST, fingerprint, verify
-from tfrec.schema import ITEM_ID, Schema
+from tfrec.schema import ITEM_ID, WEIGHTS, Schema
 from tfrec.transforms import FIRST_VALUE, Quantizer
 from tfrec.windows import Batch, Batches, SplitName, WindowKind
 
@@ -227,14 +227,17 @@ def _read_histories(dataset: Dataset, file: str | None = None) -> Histories:
     widths |= {name: 1 for name, has in _optional_columns(schema).items() if has}
     widths |= {f"label_{label.name}": 1 for label in schema.labels}
     widths |= {f"event_{feature.name}": feature.num_codes for feature in schema.side("event")}
-    users = {f"user_{feature.name}": feature for feature in schema.side("user")}
+    users = {f"user_{feature.name}": feature.num_codes for feature in schema.side("user")}
+    weights = {f"event_{feature.name}{WEIGHTS}": feature.num_codes for feature in schema.weighted("event")}
+    user_weights = {f"user_{feature.name}{WEIGHTS}": feature.num_codes for feature in schema.weighted("user")}
     shown = _impression_columns(schema)
     floats = [key for name, key in shown.items() if name == "weight"]
     integers = [*widths, *users, *(key for key in shown.values() if key not in floats)]
+    floats += [*weights, *user_weights]
     read = _read_records(dataset, "histories", integers, floats, ["user_id"], file)
     lengths = read["item"][1]
     read_columns = {}
-    for name, width in widths.items():
+    for name, width in (widths | weights).items():
         values, counts = read[name]
         if name.startswith("label_") and not len(values):
             continue  # a label of impressions alone
@@ -245,7 +248,10 @@ def _read_histories(dataset: Dataset, file: str | None = None) -> Histories:
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         user_ids=_strings(read, "user_id", len(lengths)),
         columns=read_columns,
-        user={feature.name: _matrix(read, name, feature.num_codes, folder) for name, feature in users.items()},
+        user={
+            name.removeprefix("user_"): _matrix(read, name, width, folder)
+            for name, width in (users | user_weights).items()
+        },
         impressions=_impressions(read, shown, folder) if shown else None,
     )
 

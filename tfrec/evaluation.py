@@ -234,7 +234,8 @@ def recommend(
     else:
         code_of = {item_id: code for code, item_id in enumerate(catalogue.item_ids) if item_id}
         seen = np.array([code_of.get(item_id, UNKNOWN) for item_id in history], np.int32)
-        batch = _request(run.schema, seen, times, event_types, request_time, run.model.history_length)
+        length = run.model.history_length
+        batch = _request(run.schema, seen, times, event_types, request_time, length, catalogue.codes)
         user = encode_users(run.model, batch, 1)
         scores = products(user, item_columns(encode_catalogue(run.model, len(catalogue.train_count))))[0]
     candidates = catalogue.candidates
@@ -283,24 +284,30 @@ def _request(
     event_types: Sequence[str] | None,
     request_time: int | None,
     length: int,
+    item_codes: NDArray[np.int32],
 ) -> Batch:
     """One row `(1, L)` of the last events by time, as batches hold them; what nobody gave is unknown."""
     count = len(items)
     given = np.array(schema.times_of(count, request_time) if times is None else times, np.int64)
     seconds = np.clip(given - schema.time_origin, 0, np.iinfo(np.int32).max).astype(np.int32)
-    order = np.argsort(given, kind="stable")[-length:] if schema.has_time else np.arange(count)[-length:]
+    whole = np.argsort(given, kind="stable") if schema.has_time else np.arange(count)
+    order = whole[-length:]
     row: dict[str, NDArray[Any]] = {"item": items[order]}
+    types = np.zeros(count, np.int64)
     if schema.has_time:
         row["time"] = seconds[order]
     if schema.event_types:
         code_of = {name: code for code, name in enumerate(schema.event_types, FIRST_VALUE)}
-        row["event_type"] = np.array([code_of.get(name, UNKNOWN) for name in event_types or [""] * count])[order]
+        types = np.array([code_of.get(name, UNKNOWN) for name in event_types or [""] * count])[whole]
+        row["event_type"] = types[-length:]
     if schema.has_sessions:
         gap = schema.session_gap_seconds
         begins = np.diff(seconds[order]) > gap if gap is not None else np.zeros(len(order) - 1, bool)
         row["session"] = 1 + np.concatenate([[0], np.cumsum(begins)])
+    counts = _counts(schema, item_codes[items[whole]], seconds[whole], types)
     for feature in schema.side("event"):
-        row[f"event_{feature.name}"] = np.repeat(_missing(feature.num_codes, feature.multivalued), len(order), axis=0)
+        codes = np.repeat(_missing(feature.num_codes, feature.multivalued), count, axis=0)
+        row[f"event_{feature.name}"] = counts.get(feature.name, codes)[-length:]
     batch: Batch = {
         name: np.pad(values, [(0, length - len(order))] + [(0, 0)] * (values.ndim - 1))[None].astype(np.int32)
         for name, values in row.items()
@@ -315,6 +322,21 @@ def _request(
         asked = seconds[order][-1] if request_time is None else max(request_time - schema.time_origin, 0)
         batch["request_time"] = np.array([asked], np.int32)
     return batch
+
+
+def _counts(
+    schema: Schema, item_codes: NDArray[np.int32], seconds: NDArray[np.int32], types: NDArray[np.int64]
+) -> dict[str, NDArray[np.int32]]:
+    """The codes `(N, 1)` of each counter, of one user's N events in the order of time."""
+    found = {}
+    for name, counter in schema.counters().items():
+        keys = np.zeros(len(seconds), np.int64)
+        if counter.of != "user":
+            codes = item_codes[:, schema.item_columns()[counter.of].start]
+            keys = np.where(codes == UNKNOWN, -1, codes)
+        counted = schema.counted_types(counter)
+        found[name] = counter.encode(keys, seconds, None if counted is None else np.isin(types, counted))[:, None]
+    return found
 
 
 def _missing(num_codes: int, multivalued: bool) -> NDArray[np.int32]:

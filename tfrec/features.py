@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from tfrec.schema import NAME_PATTERN, Feature, Kind
 from tfrec.strict import Section
-from tfrec.transforms import QUANTIZERS, Bins, Cross, Hashed, Quantizer
+from tfrec.transforms import QUANTIZERS, Bins, Cross, EventCounter, Hashed, Quantizer
 
 QUANTIZER_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "quantile": ("groups", "dims_per_group", "quantiles"),
@@ -23,6 +23,10 @@ ENCODERS: Mapping[str, tuple[str, ...]] = {
     "image": ("keras", "tf_models", "saved_model"),
 }
 """The kinds of encoders that there are for each kind of content."""
+
+
+COUNTER_BOUNDARIES = tuple(float(2**power) for power in range(11))
+"""Of counters by default: none, 1, 2 to 3, 4 to 7, ..., 1,024 and more earlier events."""
 
 
 class EncoderConfig(Section):
@@ -69,7 +73,8 @@ class FeatureConfig(Section):
     name: str = Field(pattern=NAME_PATTERN)
     """Its name in the schema: letters, digits and _, a letter first, at most 64; files are called by it."""
     kind: Kind
-    """categorical, numerical, multimodal (a ready-made vector), text, or image (bytes, or paths of files)."""
+    """categorical, numerical, multimodal (a ready-made vector), text, image (bytes, or paths of files), or counter (of
+    the user's earlier events, of events)."""
     column: str | None = None
     """The raw column; by default the one called `name`."""
     multivalued: bool = False
@@ -80,7 +85,7 @@ class FeatureConfig(Section):
     """Values kept at most (multi-valued)."""
     weight_separator: str | None = Field(None, min_length=1)
     """Each value is followed by this and its weight, a number above 0, as in `red:0.7`; embeddings are averaged by
-    weight. A value without a weight has 1 (multi-valued, of items)."""
+    weight. A value without a weight has 1 (multi-valued)."""
     min_count: int = Field(1, ge=1)
     """Values seen less often become unknown (categorical)."""
     max_size: int = Field(1_000_000, ge=1)
@@ -99,7 +104,15 @@ class FeatureConfig(Section):
     """Where bins are cut: as many values in each, steps of equal width, or steps of equal ratio (numerical). With log
     all that is not positive shares the first bin."""
     boundaries: tuple[float, ...] | None = Field(None, min_length=1)
-    """The boundaries themselves, increasing; a value equal to one belongs above it (numerical)."""
+    """The boundaries themselves, increasing; a value equal to one belongs above it (numerical, counter). Of a counter
+    1, 2, 4, ..., 1024 by default."""
+    of: str | None = None
+    """What a counter counts: `user`, all earlier events of the user, or a feature of items with one code, such as
+    `item_id` or a category: the user's earlier events of items with the same code (counter)."""
+    window_seconds: int | None = Field(None, ge=1, lt=2**31)
+    """Only earlier events at most so long before the event (counter)."""
+    event_types: tuple[str, ...] | None = Field(None, min_length=1)
+    """Only earlier events of these types (counter)."""
     standardize: bool = False
     """Models also read the value itself, less the mean and divided by the standard deviation, cut to -10..10; a missing
     one as 0 (numerical, of items)."""
@@ -147,6 +160,8 @@ class FeatureConfig(Section):
             raise ValueError("`boundaries` must increase")
         if self.cross is not None and (self.hash_buckets is None or self.column is not None):
             raise ValueError("a `cross` must have `hash_buckets` and no `column`")
+        if self.kind == "counter" and (self.of is None or self.column is not None):
+            raise ValueError("a counter must say what it is `of`, and has no `column`")
         return self
 
     def _check_encoder(self) -> None:
@@ -170,7 +185,9 @@ class FeatureConfig(Section):
         what = "of kind categorical without `hash_buckets` or `vocabulary`"
         yield ("min_count",), categorical and not hashed and self.vocabulary is None, what
         yield ("separator", "max_values", "weight_separator"), self.multivalued, "with `multivalued: true`"
-        yield ("boundaries", "standardize"), numerical, "of kind numerical"
+        yield ("boundaries",), numerical or self.kind == "counter", "of kind numerical or counter"
+        yield ("standardize",), numerical, "of kind numerical"
+        yield ("of", "window_seconds", "event_types"), self.kind == "counter", "of kind counter"
         yield ("bins", "spacing"), numerical and self.boundaries is None, "of kind numerical without `boundaries`"
         yield ("vectors",), self.kind == "multimodal", "of kind multimodal"
         yield ("encoder",), self.kind in ENCODERS, "of kind text or image"
@@ -207,12 +224,17 @@ def different_options(config: FeatureConfig, feature: Feature) -> dict[str, tupl
     if isinstance(transform, Bins):
         then["boundaries"] = transform.boundaries if transform.spacing == "given" else None
         then |= {} if transform.spacing == "given" or config.boundaries else {"spacing": transform.spacing}
+    if isinstance(transform, EventCounter):
+        then |= {option: getattr(transform, option) for option in ("of", "window_seconds", "event_types")}
+        then["boundaries"] = transform.boundaries
     if isinstance(transform, Quantizer):
         then["quantizer"] = next(name for name, kind in QUANTIZERS.items() if isinstance(transform, kind))
         then["dim"] = transform.input_dim
         shared = set(QUANTIZER_OPTIONS[config.quantizer]) & set(QUANTIZER_OPTIONS[then["quantizer"]])
         then |= {option: getattr(transform, option) for option in sorted(shared)}
     now = {**{option: getattr(config, option) for option in then}, "column": config.column or config.name}
+    if config.kind == "counter" and "boundaries" in now:
+        now["boundaries"] = config.boundaries or COUNTER_BOUNDARIES
     return {option: (now[option], value) for option, value in then.items() if now[option] != value}
 
 
@@ -235,7 +257,7 @@ class Features(Section):
     users: tuple[FeatureConfig, ...] = ()
     """Features of users, from the users file (categorical, numerical)."""
     events: tuple[FeatureConfig, ...] = ()
-    """Features of events, from the events file (categorical, numerical)."""
+    """Features of events, from the events file (categorical, numerical), and counters of earlier events."""
     display: tuple[str, ...] = ()
     """Columns of the items file stored as text for people; the first names an item."""
     request_time: bool = False

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from tfrec.coders import SideCoder, VocabularyCoder
-from tfrec.schema import Schema
+from tfrec.coders import CounterCoder, SideCoder, VocabularyCoder
+from tfrec.schema import WEIGHTS, Schema
 from tfrec.transforms import FIRST_VALUE, PADDING, UNKNOWN
 
 Tensor = Any
@@ -31,6 +32,8 @@ class HistoryEncoder(tf.Module):
         length: of the model's histories (L).
         request_time: whether a request says when it is made.
         until_request: whether events after that time are ignored like positions past the length.
+        item_codes: `(num_items, columns)`, by `Schema.item_columns`; what counters tell items apart by. Where there is
+            none they are not needed.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class HistoryEncoder(tf.Module):
         length: int,
         request_time: bool,
         until_request: bool = False,
+        item_codes: NDArray[np.int32] | None = None,
     ) -> None:
         super().__init__()
         self.schema = schema
@@ -51,6 +55,7 @@ class HistoryEncoder(tf.Module):
         self.items = items
         self.events = SideCoder(schema.side("event"), directory, "event_")
         self.users = SideCoder(schema.side("user"), directory, "user_")
+        self.counters = _counter_coders(schema, item_codes)
         self.event_types = None
         if schema.event_types:
             codes = np.arange(len(schema.event_types), dtype=np.int32) + FIRST_VALUE
@@ -89,7 +94,8 @@ class HistoryEncoder(tf.Module):
             times = tf.pad(inputs["history_times"], [[0, 0], [0, 1]])
             valid &= times <= inputs["request_time"][:, None]
         seen = tf.where(valid, self.items(ids), PADDING)
-        chosen, real = self._window(inputs, valid)
+        order = self._order(inputs, valid)
+        chosen, real = self._window(order, valid)
 
         def pick(values: Tensor) -> Tensor:
             padding = [[0, 0], [0, 1]] + [[0, 0]] * (values.shape.rank - 2)
@@ -105,27 +111,60 @@ class HistoryEncoder(tf.Module):
             batch["event_type"] = tf.where(real, types, PADDING)
         if self.schema.has_sessions:
             batch["session"] = tf.where(real, self._sessions(batch, inputs, pick), PADDING)
-        events = {name: pick(inputs[name]) for name in self.events.signature()}
-        for name, codes in self.events(events).items():
-            batch[f"event_{name}"] = _one_column(tf.where(real[..., None], codes, PADDING))
-        for name, codes in self.users(inputs).items():
-            batch[f"user_{name}"] = _one_column(codes)
+        batch |= self._event_features(inputs, pick, real)
+        for name, codes in self._counts(inputs, seen, order).items():
+            batch[f"event_{name}"] = tf.where(real, tf.gather(codes, chosen, batch_dims=1), PADDING)
         for name, values in batch.items():
-            per_event = name not in ("request_time",) and not name.startswith("user_")
+            per_event = name != "request_time"
             batch[name] = tf.ensure_shape(values, [None, self.length, *values.shape[2:]]) if per_event else values
-        return batch, seen
+        return batch | self._user_features(inputs), seen
 
-    def _window(self, inputs: dict[str, Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _event_features(self, inputs: dict[str, Tensor], pick: Any, real: Tensor) -> dict[str, Tensor]:
+        """Codes and weights `(B, L)` or `(B, L, M)` of what the request says of events."""
+        events = {name: pick(inputs[name]) for name in self.events.signature()}
+        found = {name: tf.where(real[..., None], codes, PADDING) for name, codes in self.events(events).items()}
+        for name in self.events.weighted:
+            found[name + WEIGHTS] = tf.where(real[..., None], self.events.weights(events, name), 0.0)
+        return {f"event_{name}": _one_column(values) for name, values in found.items()}
+
+    def _user_features(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Codes and weights `(B,)` or `(B, M)` of what the request says of users."""
+        found = self.users(inputs)
+        found |= {name + WEIGHTS: self.users.weights(inputs, name) for name in self.users.weighted}
+        return {f"user_{name}": _one_column(values) for name, values in found.items()}
+
+    def _order(self, inputs: dict[str, Tensor], valid: Tensor) -> Tensor:
+        """Positions `(B, T + 1)` in the order of time, those without an event last."""
+        if not self.schema.has_time:
+            return tf.argsort(tf.cast(~valid, tf.int32), axis=1, stable=True)
+        times = tf.pad(tf.minimum(inputs["history_times"], tf.int64.max - 1), [[0, 0], [0, 1]])
+        return tf.argsort(tf.where(valid, times, tf.int64.max), axis=1, stable=True)
+
+    def _window(self, order: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Positions `(B, L)` of the last L real events in the order of time, and which of them are real."""
-        if self.schema.has_time:
-            times = tf.pad(tf.minimum(inputs["history_times"], tf.int64.max - 1), [[0, 0], [0, 1]])
-            order = tf.argsort(tf.where(valid, times, tf.int64.max), axis=1, stable=True)
-        else:
-            order = tf.argsort(tf.cast(~valid, tf.int32), axis=1, stable=True)
         count = tf.reduce_sum(tf.cast(valid, tf.int32), axis=1, keepdims=True)
         place = tf.maximum(count - self.length, 0) + tf.range(self.length)  # (B, L)
         chosen = tf.gather(order, tf.minimum(place, tf.shape(valid)[1] - 1), batch_dims=1)
         return chosen, place < count
+
+    def _counts(self, inputs: dict[str, Tensor], seen: Tensor, order: Tensor) -> dict[str, Tensor]:
+        """Codes `(B, T + 1)` of each counter, counted over the whole history, by position."""
+        if not self.counters:
+            return {}
+
+        def in_order(values: Tensor) -> Tensor:
+            return tf.gather(values, order, batch_dims=1)
+
+        seconds, types = None, None
+        if self.schema.has_time:
+            seconds = in_order(self._since_origin(tf.pad(inputs["history_times"], [[0, 0], [0, 1]])))
+        if self.event_types is not None:
+            types = in_order(self.event_types.lookup(tf.pad(inputs["history_event_types"], [[0, 0], [0, 1]])))
+        places = tf.argsort(order, axis=1)
+        items = in_order(seen)
+        return {
+            name: tf.gather(coder(items, seconds, types), places, batch_dims=1) for name, coder in self.counters.items()
+        }
 
     def _since_origin(self, times: Tensor) -> Tensor:
         origin = self.schema.time_origin
@@ -139,6 +178,17 @@ class HistoryEncoder(tf.Module):
         else:
             begins = batch["time"][:, 1:] - batch["time"][:, :-1] > self.schema.session_gap_seconds
         return tf.pad(tf.cumsum(tf.cast(begins, tf.int32), axis=1), [[0, 0], [1, 0]]) + 1
+
+
+def _counter_coders(schema: Schema, item_codes: NDArray[np.int32] | None) -> dict[str, CounterCoder]:
+    coders = {}
+    for name, counter in schema.counters().items():
+        codes = None
+        if counter.of != "user":
+            assert item_codes is not None, "Whoever exports a model with counters gives the codes of its items."
+            codes = item_codes[:, schema.item_columns()[counter.of].start]
+        coders[name] = CounterCoder(counter, schema.counted_types(counter), codes)
+    return coders
 
 
 def _like_the_items(inputs: dict[str, Tensor]) -> list[Any]:

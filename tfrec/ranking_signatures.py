@@ -6,6 +6,7 @@ Like `tfrec.signatures` it holds variables and tables, and not the Keras model.
 from collections.abc import Mapping
 from pathlib import Path
 
+import keras
 import tensorflow as tf
 
 from tfrec.coders import VocabularyCoder
@@ -47,6 +48,7 @@ class RankingSignatures(tf.Module):
             length=model.history_length,
             request_time=schema.has_time,
             until_request=schema.has_time,
+            item_codes=keras.ops.convert_to_numpy(model.item_table.codes_table),
         )
 
     def signature(self) -> dict[str, tf.TensorSpec]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfrec.columns import Histories
-from tfrec.schema import Feature, Schema
+from tfrec.schema import WEIGHTS, Feature, Schema
 from tfrec.transforms import FIRST_VALUE, Bins, Hashed, Vocabulary
 
 _TEXTS_AT_ONCE = 1 << 16
@@ -59,9 +59,13 @@ def raw_histories(
     for feature in schema.inputs("event"):
         codes = columns[f"event_{feature.name}"][events]
         request[f"event_{feature.name}"] = raw_values(feature, codes, directory)
+    for feature in schema.weighted("event"):
+        request[f"event_{feature.name}{WEIGHTS}"] = columns[f"event_{feature.name}{WEIGHTS}"][events]
     for feature in schema.inputs("user"):
         codes = histories.user[feature.name][users]
         request[f"user_{feature.name}"] = raw_values(feature, codes, directory)
+    for feature in schema.weighted("user"):
+        request[f"user_{feature.name}{WEIGHTS}"] = histories.user[feature.name + WEIGHTS][users]
     return request
 
 

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tfrec.errors import UserError
-from tfrec.transforms import Cross, Encoder, Quantizer, Standard, Transform, Vocabulary
+from tfrec.transforms import FIRST_VALUE, Cross, Encoder, EventCounter, Quantizer, Standard, Transform, Vocabulary
 
 SCHEMA = "schema.json"
 FORMAT_VERSION = 2
@@ -19,10 +19,10 @@ MISSING_LABEL = -1
 """What is stored of a label where the raw column is empty; else 0 or 1."""
 
 WEIGHTS = "_weights"
-"""Behind a feature's name: the input of the weights of its values."""
+"""Behind a feature's name: the weights of its values, in records of users, in batches and as an input."""
 
 Side = Literal["user", "item", "event"]
-Kind = Literal["categorical", "numerical", "multimodal", "text", "image"]
+Kind = Literal["categorical", "numerical", "multimodal", "text", "image", "counter"]
 
 
 class _Part(BaseModel):
@@ -40,14 +40,14 @@ class Feature(_Part):
     side: Side
     kind: Kind
     column: str
-    """The raw column that it is made of; of a cross its own name."""
+    """The raw column that it is made of; of a cross or a counter its own name."""
     transform: Transform
     multivalued: bool = False
     separator: str | None = None
     """What separates the values inside one text cell of a multi-valued feature; None where the column holds lists."""
     weight_separator: str | None = None
-    """For values of items with weights: what stands between a value and its weight; weights are stored beside the
-    codes, as vectors are."""
+    """For values with weights: what stands between a value and its weight; weights are stored beside the codes, those
+    of items as vectors are."""
     num_codes: int = 1
     encoder: Encoder | None = None
     """For texts and images: what made the vector that `transform` quantises."""
@@ -154,8 +154,21 @@ class Schema(_Part):
         return tuple(feature for feature in self.features if feature.side == side)
 
     def inputs(self, side: Side) -> tuple[Feature, ...]:
-        """Those of one side that are made of raw values, not of other features."""
-        return tuple(feature for feature in self.side(side) if not isinstance(feature.transform, Cross))
+        """Those of one side that are made of raw values, not of other features or of the history."""
+        return tuple(feature for feature in self.side(side) if not isinstance(feature.transform, Cross | EventCounter))
+
+    def weighted(self, side: Side) -> tuple[Feature, ...]:
+        """Those of one side whose values have weights."""
+        return tuple(feature for feature in self.side(side) if feature.weight_separator is not None)
+
+    def counters(self) -> dict[str, EventCounter]:
+        """The features of events that count earlier events of the user."""
+        return {one.name: one.transform for one in self.side("event") if isinstance(one.transform, EventCounter)}
+
+    def counted_types(self, counter: EventCounter) -> list[int] | None:
+        """The codes of the event types that a counter counts; None = all."""
+        names = counter.event_types
+        return None if names is None else [FIRST_VALUE + self.event_types.index(name) for name in names]
 
     def filterable(self) -> tuple[Feature, ...]:
         """The features of items by whose values a request can filter: categorical ones with a vocabulary."""

@@ -80,7 +80,12 @@ class RetrievalSignatures(tf.Module):
         self.item_coder = VocabularyCoder(schema.item_vocabulary, directory)
         self.filter = ItemFilter(schema, directory, self.item_coder, codes=codes, positions=self.positions)
         self.history = HistoryEncoder(
-            schema, directory, self.item_coder, length=model.history_length, request_time=model.request_time
+            schema,
+            directory,
+            self.item_coder,
+            length=model.history_length,
+            request_time=model.request_time,
+            item_codes=keras.ops.convert_to_numpy(model.item_table.codes_table),
         )
         self.item_features = SideCoder(schema.side("item")[1:], directory)  # the first is the id
 

@@ -59,13 +59,14 @@ LOGS = "logs"
 METRICS = "metrics.jsonl"
 
 
-def train(config: Config, out: str | Path, *, progress: bool = True) -> Path:
+def train(config: Config, out: str | Path, *, progress: bool = True, verify: bool = False) -> Path:
     """Trains the model of a configuration into a run directory, or goes on where an interrupted training stopped.
 
     Args:
         config: the experiment; its dataset must have been made.
         out: the run directory.
         progress: show a bar and one line an epoch on stderr.
+        verify: compare every hash of the dataset first, not presence and size of its files alone.
 
     Returns:
         The run directory.
@@ -76,7 +77,7 @@ def train(config: Config, out: str | Path, *, progress: bool = True) -> Path:
     """
     directory = Path(out)
     deciding_metric(config)
-    dataset = Dataset.open(config.data.out)
+    dataset = Dataset.open(config.data.out, whole=verify)
     display = Display(shown=progress, epochs=config.training.epochs, batch_size=config.training.batch_size)
     if _is_finished(directory, config, dataset):
         display.line(f"{directory}: {_take_over(directory, config)}")

@@ -5,7 +5,7 @@ by anyone who holds the dataset directory. Codes of every transform: 0 = padding
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -125,6 +125,59 @@ class Bins(_Spec):
         array = np.asarray(values, np.float64)
         bins = np.searchsorted(np.array(self.boundaries, np.float64), array, side="right") + FIRST_VALUE
         return np.where(np.isnan(array), UNKNOWN, bins).astype(np.int32)
+
+
+class EventCounter(_Spec):
+    """How many events of the same user stand before an event, by bins; the event itself is never counted.
+
+    "Before" is by (time, order), as histories stand: of two events at one moment the first counts for the second.
+    """
+
+    type: Literal["event_counter"] = "event_counter"
+    of: str
+    """`user`: all of them; or a feature of items with one code: those of items with the same code."""
+    window_seconds: int | None = None
+    """Only those at most so long before the event."""
+    event_types: tuple[str, ...] | None = None
+    """Only those of these types."""
+    boundaries: tuple[float, ...]
+    """Of the bins of numbers, as those of `Bins`."""
+
+    @property
+    def table_sizes(self) -> tuple[int, ...]:
+        """Rows of the embedding table."""
+        return self.bins.table_sizes
+
+    @property
+    def bins(self) -> Bins:
+        """What numbers of events are cut into."""
+        return Bins(boundaries=self.boundaries, spacing="given")
+
+    def encode(
+        self, keys: NDArray[np.int64], seconds: NDArray[Any] | None = None, counted: NDArray[np.bool_] | None = None
+    ) -> Codes:
+        """Codes `(N,)` of N events, which stand by time among those of equal keys.
+
+        Args:
+            keys: equal for events of one user that count for each other; negative where nobody knows, which is unknown.
+            seconds: times, for `window_seconds`.
+            counted: the events that count for later ones; None = all.
+        """
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        begins = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
+        first = np.maximum.accumulate(np.where(begins, np.arange(len(ordered)), 0))
+        if self.window_seconds is not None:
+            assert seconds is not None, "Times are asked for where the feature is configured."
+            moments = (np.cumsum(begins) << 33) + seconds[order]
+            earliest = (np.cumsum(begins) << 33) + np.maximum(seconds[order].astype(np.int64) - self.window_seconds, 0)
+            first = np.searchsorted(moments, earliest)
+        before = np.arange(len(ordered) + 1)
+        if counted is not None:
+            before = np.append(0, np.cumsum(counted[order]))
+        counts = np.empty(len(keys), np.int64)
+        counts[order] = before[:-1] - before[first]
+        return np.where(keys < 0, UNKNOWN, self.bins.encode(counts.astype(np.float64))).astype(np.int32)
 
 
 class Standard(_Spec):
@@ -313,7 +366,9 @@ QUANTIZERS: Mapping[str, type[Quantizer]] = {
     "residual": ResidualCodes,
 }
 """By the names that configurations give them."""
-Transform: TypeAlias = Annotated[Vocabulary | Hashed | Cross | Bins | VectorTransform, Field(discriminator="type")]
+Transform: TypeAlias = Annotated[
+    Vocabulary | Hashed | Cross | Bins | EventCounter | VectorTransform, Field(discriminator="type")
+]
 Encoder: TypeAlias = Annotated[TfidfSvd | Pretrained, Field(discriminator="type")]
 
 _ROWS_AT_ONCE = 1024
@@ -371,12 +426,13 @@ _UNESCAPES = {written[1]: raw for raw, written in _ESCAPES.items()}
 _NO_VALUE = "\\-"  # begins the line of an empty value; no escaped text does
 
 
-def write_values(path: Path, values: Sequence[str]) -> None:
+def write_values(path: Path, values: Iterable[str]) -> None:
     """Writes one value a line, escaping backslash, newline, carriage return and tab; no two lines are equal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = str.maketrans(_ESCAPES)
     lines = (value.translate(table) if value else f"{_NO_VALUE}{place}" for place, value in enumerate(values))
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="\n")
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def read_values(path: Path) -> list[str]:

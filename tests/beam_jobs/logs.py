@@ -38,6 +38,10 @@ ITEM_FEATURES = [
 ]
 
 
+TOPICS = ("red:0.3|blue", "", "blue:2|red:8|green:1", "green:0.7")
+TASTES = ("tea:3|wine:1", None, "wine")
+
+
 def make_events(seed=0, num_events=300, num_users=25):
     """Rows of events by rising time with many ties; item 'i9x' stands in no items file."""
     rng = np.random.default_rng(seed)
@@ -50,6 +54,7 @@ def make_events(seed=0, num_events=300, num_users=25):
             "event_type": str(rng.choice(["view", "view", "cart", "buy"])),
             "device": str(rng.choice(["phone", "desk", ""])),
             "price": round(float(rng.random() * 10), 2),
+            "topics": TOPICS[int(time) % len(TOPICS)],
             "stars": int(rng.integers(1, 6)),
         }
         for item, time in zip(items, np.sort(rng.integers(0, 40_000, num_events)), strict=True)
@@ -75,7 +80,10 @@ def make_items(num_items=22):
 
 def make_users(num_users=27):
     """Rows of users; the last two have no events, the first has events but no profile."""
-    return [{"user_id": f"u{n}", "country": f"c{n % 3}", "age": 20.0 + n} for n in range(1, num_users)]
+    return [
+        {"user_id": f"u{n}", "country": f"c{n % 3}", "age": 20.0 + n, "tastes": TASTES[n % len(TASTES)]}
+        for n in range(1, num_users)
+    ]
 
 
 def make_impressions(seed=1, num_impressions=120, num_users=25):
@@ -126,12 +134,31 @@ def config_of(folder, out, **data):
             "users": [
                 {"name": "country", "kind": "categorical"},
                 {"name": "age", "kind": "numerical", "bins": 3},
+                {
+                    "name": "tastes",
+                    "kind": "categorical",
+                    "multivalued": True,
+                    "separator": "|",
+                    "weight_separator": ":",
+                    "max_values": 3,
+                },
                 {"name": "group", "kind": "categorical", "cross": ["age", "country"], "hash_buckets": 50},
             ],
             "events": [
                 {"name": "device", "kind": "categorical"},
                 {"name": "paid", "column": "price", "kind": "numerical", "bins": 5},
                 {"name": "mood", "kind": "categorical", "cross": ["device", "paid"], "hash_buckets": 50},
+                {
+                    "name": "topics",
+                    "kind": "categorical",
+                    "multivalued": True,
+                    "separator": "|",
+                    "weight_separator": ":",
+                    "max_values": 2,
+                },
+                {"name": "visits", "kind": "counter", "of": "user", "window_seconds": 9000},
+                {"name": "again", "kind": "counter", "of": "item_id", "boundaries": [1, 2, 3]},
+                {"name": "bought", "kind": "counter", "of": "brand", "event_types": ["buy", "cart"]},
             ],
             "display": ["title"],
         },

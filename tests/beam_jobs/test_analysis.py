@@ -36,9 +36,9 @@ def make_items(**columns):
 
 def test_values_rank_by_count_then_value():
     parts = pl.DataFrame({"value": ["b", "a", "c", "b", "d"], "count": [1, 2, 2, 1, 1]})
-    assert rank_values(parts, 1, 10) == ["a", "b", "c", "d"]
-    assert rank_values(parts, 2, 2) == ["a", "b"]
-    assert rank_values(pl.DataFrame(), 1, 10) == []
+    assert rank_values(parts, 1, 10).to_list() == ["a", "b", "c", "d"]
+    assert rank_values(parts, 2, 2).to_list() == ["a", "b"]
+    assert rank_values(pl.DataFrame(), 1, 10).to_list() == []
 
 
 def test_the_catalogue_is_the_items_file_and_every_item_of_an_event(tmp_path):

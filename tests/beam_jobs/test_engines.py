@@ -1,5 +1,6 @@
 """The same job on several engines: worker processes, and a job server that speaks Beam's portable protocol."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -73,3 +74,21 @@ def test_worker_processes_give_the_same_bytes_and_keep_quiet(logs, expected, tmp
     lines = [line for line in (shown.out + shown.err).splitlines() if line.strip()]
     assert [line for line in lines if not line.startswith(("arranged bucket", "events:"))] == []
     assert any(line.startswith("arranged bucket 00000") for line in lines)  # said by a worker
+
+
+def test_a_killed_job_leaves_no_name_and_the_next_one_the_same_bytes(logs, expected, tmp_path):
+    """Killed as soon as it has staged events, which is in the middle of its second pipeline or before."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(config_of(logs, tmp_path / "dataset")))
+    job = subprocess.Popen(
+        [sys.executable, "-m", "beam_jobs.preprocess", "--config", str(config)], stderr=subprocess.PIPE
+    )
+    while not list(tmp_path.glob(".*/events/0*")):
+        assert job.poll() is None, job.stderr.read()
+        time.sleep(0.01)
+    job.kill()
+    job.communicate()
+    assert not (tmp_path / "dataset").exists()
+    assert list(tmp_path.glob(".*"))
+    assert bytes_of(run(parse(config_of(logs, tmp_path / "dataset")))) == expected
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"dataset"}

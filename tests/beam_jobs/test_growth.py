@@ -7,7 +7,8 @@ import shutil
 import polars as pl
 import pytest
 
-from beam_jobs.growth import append_new
+from beam_jobs.forgetting import ForgetLists
+from beam_jobs.growth import append_new, check_log, open_growth
 from beam_jobs.preprocess import run
 from tests.beam_jobs.logs import (
     config_of,
@@ -89,7 +90,8 @@ def vocabularies(directory):
 
 def test_no_id_moves_and_new_values_come_behind(old, grown):
     before, after = vocabularies(old), vocabularies(grown)
-    assert before.keys() == after.keys() == {"item_id", "brand", "tags", "blend", "grade", "country", "device"}
+    names = {"item_id", "brand", "tags", "blend", "grade", "country", "tastes", "device", "topics"}
+    assert before.keys() == after.keys() == names
     for name, values in before.items():
         kept = ["" if name == "item_id" and value in FORGOTTEN_ITEMS else value for value in values]
         assert after[name][: len(values)] == kept, name
@@ -262,11 +264,10 @@ def test_events_before_the_old_origin_are_refused(old, tmp_path):
 
 
 def test_a_log_that_lost_its_event_types_is_refused(old, tmp_path):
-    write_logs(tmp_path, [{**row, "event_type": None} for row in make_events()])
-    pl.read_csv(tmp_path / "events.csv").drop("event_type").write_csv(tmp_path / "events.csv")
-    config = parse(config_of(tmp_path, tmp_path / "dataset", target_events="all"))
+    growth = open_growth(old, parse(config_of(tmp_path, tmp_path / "dataset")), ForgetLists())
+    check_log(growth, has_time=True, has_event_types=True)
     with pytest.raises(UserError, match=r"`data.events.columns`: .*dataset has event types, `data.events` has none"):
-        run(config, grow_from=old)
+        check_log(growth, has_time=True, has_event_types=False)
 
 
 def test_values_are_appended_up_to_the_size():

@@ -24,7 +24,7 @@ def stage(folder, config):
         chunks = []
         for fragment in list_fragments(log.log):
             for batch in read_batches(fragment, log.columns, log.log.source):
-                chunks += [chunk for _, chunk in split_by_bucket(check_rows(batch, log), id_column, 1)]
+                chunks += split_by_bucket(check_rows(batch, log), id_column, 1, staging / log.kind).values()
         if log.kind in ("events", "impressions"):
             stage_events(staging / log.kind, 0, chunks, repeats=config.data.repeats if log.kind == "events" else "keep")
         else:

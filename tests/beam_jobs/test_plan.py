@@ -64,7 +64,7 @@ def test_a_file_of_vectors_is_looked_at_before_anything_is_read(tmp_path):
     path = tmp_path / "vectors.npy"
     document = config_of(tmp_path, tmp_path / "dataset")
     look = {"name": "look", "kind": "multimodal", "column": "price", "dim": 4, "groups": 2, "vectors": str(path)}
-    document["features"]["items"] = [look]
+    document["features"] |= {"items": [look], "events": []}
     with pytest.raises(UsageError, match=r"feature look: `vectors`: .*vectors.npy is no readable .npy file: .*No such"):
         make_plan(parse(document))
     np.save(path, np.zeros((9, 3)))
@@ -75,3 +75,23 @@ def test_a_file_of_vectors_is_looked_at_before_anything_is_read(tmp_path):
         make_plan(parse(document))
     np.save(path, np.zeros((9, 4), np.float32))
     assert make_plan(parse(document)).items.fields[-2].file == str(path)
+
+
+@pytest.mark.parametrize(
+    ("counter", "message"),
+    [
+        ({"of": "brnd"}, r"`features.events` again: `of` must be user or a feature .* 'brnd'; did you mean `brand`\?"),
+        ({"of": "tags"}, r"`of` must be user or a feature of items with one code. Received: 'tags'"),
+        ({"of": "user", "window_seconds": 5}, r"`window_seconds` needs events with times"),
+        ({"of": "user", "event_types": ["buy"]}, r"`event_types` needs event types"),
+    ],
+)
+def test_counters_name_what_there_is(tmp_path, counter, message):
+    write_logs(tmp_path)
+    events = tmp_path / "events.csv"
+    events.write_text(events.read_text().replace("time", "at", 1).replace("event_type", "kind", 1))
+    document = config_of(tmp_path, tmp_path / "dataset", target_events="all", impressions=None)
+    document["data"]["events"]["columns"] = {"order": "at"}
+    document["features"]["events"] = [{"name": "again", "kind": "counter", **counter}]
+    with pytest.raises(UsageError, match=message):
+        make_plan(parse(document))

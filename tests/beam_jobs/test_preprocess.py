@@ -13,6 +13,7 @@ from tests.beam_jobs.logs import (
     make_events,
     make_impressions,
     make_items,
+    make_users,
     split_of,
     write_logs,
 )
@@ -117,6 +118,26 @@ def test_codes_are_those_of_the_transforms(whole):
             assert example["vector_image"] == pytest.approx(row["image"], rel=1e-6)
 
 
+def test_counters_count_what_stands_before_an_event(whole):
+    directory, _ = whole
+    brands = {row["item_id"]: row["brand"] for row in make_items()}
+    expected = histories_of(make_events())
+    for example in read_examples(directory, "histories"):
+        rows = expected[example["user_id"][0].decode()]
+        for place, row in enumerate(rows):
+            earlier = rows[:place]
+            recent = sum(row["time"] - one["time"] <= 9000 for one in earlier)
+            assert example["event_visits"][place] == 2 + len(f"{recent:b}") - (recent == 0)
+            same = sum(one["item_id"] == row["item_id"] for one in earlier)
+            assert example["event_again"][place] == 2 + min(same, 3)
+            brand = brands.get(row["item_id"])
+            bought = sum(
+                brands.get(one["item_id"]) == brand and one["event_type"] in ("buy", "cart") for one in earlier
+            )
+            code = 1 if brand is None else 2 + len(f"{bought:b}") - (bought == 0)
+            assert example["event_bought"][place] == code
+
+
 def test_event_and_user_features_are_coded(whole):
     directory, _ = whole
     schema = Schema.read(directory)
@@ -133,6 +154,34 @@ def test_event_and_user_features_are_coded(whole):
         pairs = zip(example["event_device"], example["event_paid"], strict=True)
         assert example["event_mood"] == [code for pair in pairs for code in crossed(50, *pair)]
         assert example["user_age"] == schema.feature("age").transform.encode([age], directory).tolist()
+
+
+def weighted(schema, directory, name, cell):
+    """Codes and weights of a cell such as `red:3|blue`, weights between values being to one another as written."""
+    feature = schema.feature(name)
+    values = [value.partition(":") for value in (cell or "").split("|") if value][: feature.num_codes]
+    codes = feature.transform.encode([value for value, _, _ in values] or [None], directory).tolist()
+    weights = [float(weight or 1) for _, _, weight in values] or [1.0]
+    padding = [0] * (feature.num_codes - len(codes))
+    return codes + padding, np.array(weights + padding) / max(weights)
+
+
+def test_values_of_users_and_events_have_weights(whole):
+    directory, _ = whole
+    schema = Schema.read(directory)
+    expected, profiles = histories_of(make_events()), {row["user_id"]: row["tastes"] for row in make_users()}
+    for example in read_examples(directory, "histories"):
+        user = example["user_id"][0].decode()
+        codes, weights = weighted(schema, directory, "tastes", profiles.get(user))
+        assert example["user_tastes"] == codes
+        found = np.array(example["user_tastes_weights"])
+        np.testing.assert_allclose(found / found.max(), weights, rtol=1e-6)
+        assert 0.5 <= found.max() < 1
+        shown = np.array(example["event_topics_weights"]).reshape(-1, 2)
+        for place, row in enumerate(expected[user]):
+            codes, weights = weighted(schema, directory, "topics", row["topics"])
+            assert example["event_topics"][2 * place : 2 * place + 2] == codes
+            np.testing.assert_allclose(shown[place] / shown[place].max(), weights, rtol=1e-6)
 
 
 def test_statistics_say_which_values_have_codes(whole):
@@ -195,7 +244,7 @@ def test_nothing_fitted_sees_the_test_events(whole, tmp_path):
     write_logs(tmp_path, changed)
     other = run(parse(config_of(tmp_path, tmp_path / "dataset")))
     fitted = [name for name in manifest.list_files(directory) if name.startswith(("vocabularies", "artifacts"))]
-    assert len(fitted) == 15
+    assert len(fitted) == 17
     for name in fitted:
         assert (other / name).read_bytes() == (directory / name).read_bytes(), name
     ours, theirs = Schema.read(directory), Schema.read(other)

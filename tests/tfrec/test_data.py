@@ -311,7 +311,10 @@ def test_side_features_have_their_shapes(dataset):
     assert batch["event_device"].shape == batch["label_liked"].shape == batch["item"].shape
     assert batch["user_segment"].shape == (8,)
     assert batch["user_tags"].shape == (8, 3)
-    assert all(array.dtype == np.int32 for name, array in batch.items() if name != "target_mask")
+    assert batch["event_topics"].shape == batch["event_topics_weights"].shape == (*batch["item"].shape, 2)
+    floats = {"event_topics_weights": np.float32, "user_tags_weights": np.float32, "target_mask": np.bool_}
+    assert {name: array.dtype for name, array in batch.items()} == dict.fromkeys(batch, np.int32) | floats
+    assert ((batch["event_topics_weights"] > 0).all(axis=2) == (batch["item"] != 0)).all()
 
 
 def test_batches_by_index_are_those_in_order(dataset):

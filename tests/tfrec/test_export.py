@@ -57,6 +57,7 @@ def test_lists_are_those_of_the_run(run, signatures):
     # The run's own way cannot be told event and user features, so they are unknown here too.
     inputs = users(ids[3:7]) | {"user_segment": np.array([""], object), "user_tags": strings([[""] * 3])}
     inputs["event_device"] = inputs["event_network"] = strings([[""] * 4])
+    inputs["event_topics"] = np.full((1, 4, 2), "", object)
     got = answer(signatures["recommend"], inputs)
     times = (TIME_ORIGIN + 60 * np.arange(4)).tolist()
     expected = recommend(run, ids[3:7], times=times, event_types=["view"] * 4, request_time=TIME_ORIGIN + 90_000, k=K)
@@ -70,7 +71,12 @@ def test_graph_makes_the_batch_that_training_code_makes(which, request):
     directory, schema = run.dataset.directory, run.schema
     items = VocabularyCoder(schema.item_vocabulary, directory)
     encode = HistoryEncoder(
-        schema, directory, items, length=run.model.history_length, request_time=run.model.request_time
+        schema,
+        directory,
+        items,
+        length=run.model.history_length,
+        request_time=run.model.request_time,
+        item_codes=run.dataset.catalogue().codes,
     )
     for one in parity.samples(run):
         inputs = {name: tf.constant(value.tolist(), value.dtype.type) for name, value in one.request.items()}

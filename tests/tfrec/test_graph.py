@@ -12,7 +12,10 @@ from tfrec.schema import Schema
 def encoder(directory, *, length=4, request_time=True):
     schema = Schema.read(directory)
     items = VocabularyCoder(schema.item_vocabulary, directory)
-    return HistoryEncoder(schema, directory, items, length=length, request_time=request_time), schema
+    codes = np.zeros((schema.num_items, 1 + max(part.stop for part in schema.item_columns().values())), np.int32)
+    codes[1:, 1] = np.arange(1, schema.num_items) // 2 + 1  # brands: unknown, of items 2 and 3 two, of 4 and 5 three
+    made = HistoryEncoder(schema, directory, items, length=length, request_time=request_time, item_codes=codes)
+    return made, schema
 
 
 def raw(schema, ids, length, times):
@@ -78,6 +81,9 @@ def test_event_and_user_features_are_coded(tmp_path):
         "event_network": tf.constant([["wifi", "wifi"]]),
         "user_segment": tf.constant(["lapsed"]),
         "user_tags": tf.constant([["d", "a", ""]]),
+        "user_tags_weights": tf.constant([[0.5, 3.0, 9.0]]),
+        "event_topics": tf.constant([[["y", "x"], ["", "y"]]]),
+        "event_topics_weights": tf.constant([[[1.0, 0.5], [7.0, 3.0]]]),
     }
     batch, _ = encode(inputs)
     assert batch["event_device"].numpy().tolist() == [[1, 3, 0]]
@@ -87,6 +93,37 @@ def test_event_and_user_features_are_coded(tmp_path):
     assert batch["event_mood"].numpy().tolist() == [[1, mood, 0]]
     assert batch["user_segment"].numpy().tolist() == [4]
     assert batch["user_tags"].numpy().tolist() == [[5, 2, 0]]
+    assert batch["user_tags_weights"].numpy().tolist() == [[0.125, 0.75, 0]]  # those of values, over 4
+    assert batch["event_topics"].numpy().tolist() == [[[3, 0], [3, 2], [0, 0]]]
+    assert batch["event_topics_weights"].numpy().tolist() == [[[0.75, 0], [0.5, 0.25], [0, 0]]]
+
+
+def test_counters_see_the_whole_history_and_nothing_behind_the_event(tmp_path):
+    encode, schema = encoder(make_dataset(tmp_path / "d", users=4, items=9, side_features=True), length=3)
+    ids = schema.item_vocabulary.read(tmp_path / "d")
+    # By time: item 2, item 4, item 3 (all bought), then item 2 (viewed), item 3 (viewed), item 3 long after.
+    story = [(0, 0, "purchase"), (2, 0, "purchase"), (1, 50, "purchase"), (0, 60, "view"), (1, 70, "view")]
+    story.append((1, 100_051, "view"))
+    shuffled = [story[place] for place in (5, 4, 0, 1, 3, 2)]
+    width = len(story)
+    inputs = {
+        "history_item_ids": tf.constant([[ids[item] for item, _, _ in shuffled]]),
+        "history_length": tf.constant([width], tf.int32),
+        "history_times": tf.constant([[TIME_ORIGIN + time for _, time, _ in shuffled]], tf.int64),
+        "history_event_types": tf.constant([[kind for _, _, kind in shuffled]]),
+        "request_time": tf.constant([TIME_ORIGIN + 100_099], tf.int64),
+        "event_device": tf.constant([[""] * width]),
+        "event_network": tf.constant([[""] * width]),
+        "user_segment": tf.constant([""]),
+        "user_tags": tf.constant([[""] * 3]),
+        "user_tags_weights": tf.constant([[0.0] * 3]),
+        "event_topics": tf.constant([[["", ""]] * width]),
+        "event_topics_weights": tf.constant([[[0.0, 0.0]] * width]),
+    }
+    batch, _ = encode(inputs)
+    # Two earlier purchases of items 2 and 3's brand, two, and none within 100,000 seconds of the last event.
+    assert batch["item"].numpy().tolist() == [[2, 3, 3]]
+    assert batch["event_again"].numpy().tolist() == [[4, 4, 2]]
 
 
 @pytest.mark.conformance("L5")

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfrec.export
 from serving.app import ModelServer
 from tests.datasets import TIME_ORIGIN
-from tests.exports import LENGTH, answer, make_ranking_run, strings, users
+from tests.exports import LENGTH, answer, coded_as_users_are, make_ranking_run, strings, users
 from tests.serving.saved_models import Client
 from tfrec import publishing
 from tfrec.errors import UsageError, UserError
@@ -71,12 +71,7 @@ def test_probabilities_are_those_of_the_model(run, signatures):
         "candidate_history": 3 * real,
         "candidate_time": 90_000 * real,
     }
-    coded = {feature.name: feature for feature in run.schema.side("event")}
-    device = np.full((1, 3), 2, np.int32)  # phone
-    network = coded["network"].transform.encode(["wifi"] * 3).astype(np.int32)[None]
-    batch |= {"event_device": device, "event_network": network}
-    batch["event_mood"] = coded["mood"].transform.encode_codes(device[0], network[0]).astype(np.int32)[None]
-    batch |= {"user_segment": np.array([3], np.int32), "user_tags": np.array([[3, 0, 0]], np.int32)}
+    batch |= coded_as_users_are(run.schema, [3, 4, 5], run.dataset.catalogue().codes[[3, 4, 5], 1])
     for label, logits in run.model(batch).items():
         np.testing.assert_allclose(got[label], 1 / (1 + np.exp(-np.asarray(logits))), atol=1e-5)
     np.testing.assert_allclose(got["score"], 0.25 * got["click"] + 2 * got["cart"], rtol=1e-5)

@@ -36,6 +36,7 @@ def requests_of(dataset, change=lambda event, user: event, batch=7):
                     "history_event_types": EVENT_TYPES[columns["event_type"][at] - 2],
                     "event_device": texts["device"][columns["event_device"][at, 0]],
                     "event_network": numbers[columns["event_network"][at, 0]],
+                    "event_topics": [b"xy"[code - 2 : code - 1] for code in columns["event_topics"][at]],
                 },
                 user,
             )
@@ -55,6 +56,7 @@ def as_inputs(users):
     width = max(len(events) for events, _, _ in users) + 1  # one place of padding, which says nothing
     shape = (len(users), width)
     inputs = {name: np.full(shape, b"", object) for name in ("history_event_types", "event_device", "event_network")}
+    inputs |= {"event_topics": np.full((*shape, 2), b"", object)}
     inputs |= {"history_item_ids": np.full(shape, b"padding", object), "history_times": np.zeros(shape, np.int64)}
     for row, (events, _, _) in enumerate(users):
         for place, event in enumerate(events):

@@ -256,6 +256,16 @@ def test_dataset_that_changed_is_refused(straight, data, tmp_path):
         moved.rename(data)
 
 
+def test_a_byte_that_changed_is_found_where_hashes_are_compared(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "copy")
+    content = bytearray((copy / "statistics.json").read_bytes())
+    content[-2] ^= 1
+    (copy / "statistics.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"statistics.json.*Run `tfrec preprocess`"):
+        train(configure(copy, **STATEFUL), tmp_path / "run", progress=False, verify=True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.jax
 def test_loss_that_is_not_finite_names_the_step(data, tmp_path):
     with pytest.raises(UserError, match=r"the loss is not finite at step 2; lower `training.learning_rate`"):

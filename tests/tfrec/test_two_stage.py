@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfrec.export
-from tests.exports import answer, make_ranking_run, make_run, strings, users
+from tests.exports import answer, coded_as_users_are, make_ranking_run, make_run, strings, users
 from tfrec import parity
 from tfrec.errors import UserError
 from tfrec.export import export
@@ -84,12 +84,7 @@ def test_the_ranker_orders_what_the_retriever_finds(runs, signatures):
     vectors = np.asarray(run.model.encode_items(np.arange(2, ITEMS + 2, dtype=np.int32)))
     coded = {"item": np.array([[3, 4, 5]], np.int32), "time": np.array([[0, 60, 120]], np.int32)}
     coded |= {"session": np.ones((1, 3), np.int32), "event_type": np.full((1, 3), 2, np.int32)}
-    features = {feature.name: feature for feature in run.schema.side("event")}
-    device = np.full((1, 3), 2, np.int32)
-    network = features["network"].transform.encode(["wifi"] * 3).astype(np.int32)[None]
-    mood = features["mood"].transform.encode_codes(device[0], network[0]).astype(np.int32)[None]
-    coded |= {"event_device": device, "event_network": network, "event_mood": mood}
-    coded |= {"user_segment": np.array([3], np.int32), "user_tags": np.array([[3, 0, 0]], np.int32)}
+    coded |= coded_as_users_are(run.schema, [3, 4, 5], catalogue.codes[[3, 4, 5], 1])
     coded["request_time"] = np.array([120], np.int32)
     scores = np.asarray(run.model.encode_users(coded))[0] @ vectors.T
     scores[[1, 2, 3]] = -np.inf

@@ -19,7 +19,7 @@ from tfrec.layers.normalization import l2_normalize
 from tfrec.layers.position_embedding import PositionEmbedding
 from tfrec.layers.time_encoding import TimeEncoding
 from tfrec.layers.time_gap_bias import time_gap_buckets
-from tfrec.schema import ITEM_ID, Feature, Schema
+from tfrec.schema import ITEM_ID, WEIGHTS, Feature, Schema
 from tfrec.transforms import FIRST_VALUE, UNKNOWN
 
 UserFeatures: TypeAlias = Literal["prefix", "add", "none"]
@@ -206,7 +206,8 @@ class EventContext(keras.layers.Layer):
         user_features: str. `"prefix"`: one token before the history; `"add"`: added to every event; `"tower"`: left
             apart, for a tower behind the history; `"none"`.
 
-    Input: a batch with `event_type`, `event_<name>` `(B, L)` or `(B, L, M)`, `user_<name>` `(B,)` or `(B, M)`.
+    Input: a batch with `event_type`, `event_<name>` `(B, L)` or `(B, L, M)`, `user_<name>` `(B,)` or `(B, M)`, and,
+        where values have weights, `event_<name>_weights` and `user_<name>_weights` of the same shapes.
     Output: dict with `event` `(B, L, D)`, where there is something to add to events, and `prefix` or `tower`
     `(B, 1, D)`.
     """
@@ -266,7 +267,9 @@ class EventContext(keras.layers.Layer):
 
     def _embed(self, key: str, batch: dict[str, Tensor], axes: int) -> Tensor:
         codes = batch[key]
-        return self.tables[key](codes[..., None] if len(codes.shape) == axes else codes)
+        if len(codes.shape) == axes:
+            return self.tables[key](codes[..., None])
+        return self.tables[key](codes, batch.get(key + WEIGHTS))
 
 
 class SequenceEncoder(keras.layers.Layer):

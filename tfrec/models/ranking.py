@@ -13,7 +13,7 @@ from tfrec.layers import Tensor
 from tfrec.layers.feature_embedding import FeatureEmbedding
 from tfrec.layers.item_table import ItemTable
 from tfrec.models.encoders import EventContext, ItemEmbedder, ItemFeatures, embed_items
-from tfrec.schema import Schema
+from tfrec.schema import WEIGHTS, Schema
 
 
 class RankingInputs(keras.layers.Layer):
@@ -93,7 +93,7 @@ class RankingInputs(keras.layers.Layer):
         candidate = embed_items(self.embedder, batch["candidate"], training)
         if not self.user_tables:
             return candidate, None
-        return candidate, ops.stack([self._user(key, batch[key]) for key in self.user_tables], axis=1)
+        return candidate, ops.stack([self._user(key, batch) for key in self.user_tables], axis=1)
 
     def embed_history(self, batch: dict[str, Tensor], training: bool | None = None) -> Tensor:
         """Events without their places, `(B, L, D)`."""
@@ -103,8 +103,11 @@ class RankingInputs(keras.layers.Layer):
             x = x + context["event"]
         return x * ops.cast(batch["item"] != 0, x.dtype)[..., None]
 
-    def _user(self, key: str, codes: Tensor) -> Tensor:
-        return self.user_tables[key](codes[..., None] if len(codes.shape) == 1 else codes)
+    def _user(self, key: str, batch: dict[str, Tensor]) -> Tensor:
+        codes = batch[key]
+        if len(codes.shape) == 1:
+            return self.user_tables[key](codes[..., None])
+        return self.user_tables[key](codes, batch.get(key + WEIGHTS))
 
 
 def places_of(schema: Schema, num_positions: int) -> int:
