@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.impressions import LABELS, make_impressions
+from tests.side_features import EVENT_TYPES, MOOD, counted, side_features_of
 from tfrec import columns as column_cache
 from tfrec.columns import Catalogue, Histories, Impressions
 from tfrec.manifest import write_json, write_manifest
@@ -21,10 +22,7 @@ from tfrec.schema import Feature, Label, Schema, Split
 from tfrec.schema import Impressions as ImpressionColumns
 from tfrec.transforms import (
     Bins,
-    Cross,
-    EventCounter,
     GroupQuantiles,
-    Hashed,
     Standard,
     Vocabulary,
     write_arrays,
@@ -32,11 +30,8 @@ from tfrec.transforms import (
 )
 
 TIME_ORIGIN = 1_600_000_000 - 1_600_000_000 % 86_400
-EVENT_TYPES = ("view", "purchase")
 _VECTOR_DIM = 8
 _SESSION_GAP = 1800
-_WINDOW = 100_000
-_MOOD = Cross(cross=("device", "network"), hash_buckets=30)
 
 
 @dataclass
@@ -150,7 +145,7 @@ def make(*, users: int, items: int, seed: int, options: Mapping[str, Any], direc
     vectors = _vectors(rng, np.array(order), items)
     codes = _item_codes(rng, schema, directory, np.array(order), vectors)
     for history in histories if options["side_features"] else ():
-        history["event_again"] = _counted(schema, history, codes[history["item"], 1])
+        history["event_again"] = counted(schema, history, codes[history["item"], 1])
     return Made(
         schema=schema,
         item_ids=["", "", *(names[place] for place in order)],
@@ -191,22 +186,9 @@ def _history(rng: np.random.Generator, user: int, items: int, options: Mapping[s
         "event_topics_weights": np.stack([np.full(length, 0.5), (1 + time % 3) / 4], axis=1).astype(np.float32),
     }
     history["event_network"] = 2 + time % 4
-    history["event_mood"] = _MOOD.encode_codes(history["event_device"], history["event_network"])
+    history["event_mood"] = MOOD.encode_codes(history["event_device"], history["event_network"])
     _set_split(history, options)
     return history
-
-
-def _counted(schema: Schema, history: Mapping[str, Any], brands: np.ndarray) -> np.ndarray:
-    """Of each event the code of the number of earlier ones that count: 1 unknown, 2 none, 3 one, 4 more."""
-    counter, codes = schema.counters()["again"], []
-    for place, brand in enumerate(brands):
-        rows = [row for row in range(place) if brands[row] == brand]
-        if counter.window_seconds is not None:
-            rows = [row for row in rows if history["time"][place] - history["time"][row] <= counter.window_seconds]
-        if counter.event_types is not None:
-            rows = [row for row in rows if history["event_type"][row] == 3]
-        codes.append(1 if brand == 1 else 2 + min(len(rows), 2))
-    return np.array(codes)
 
 
 def _set_split(history: dict[str, Any], options: Mapping[str, Any]) -> None:
@@ -285,7 +267,7 @@ def _schema(
         ),
     ]
     if options["side_features"]:
-        features += _side_features(vocabulary, options)
+        features += side_features_of(vocabulary, options)
     write_arrays(
         directory / quantizer.file,
         {
@@ -330,61 +312,6 @@ def _labels(options: Mapping[str, Any]) -> Iterator[Label]:
     if options.get("impressions"):
         yield Label(name="click", column="click", operator="==", value=1.0)
         yield Label(name="cart", column="cart", operator="==", value=1.0)
-
-
-def _side_features(vocabulary: Any, options: Mapping[str, Any]) -> list[Feature]:
-    counter = EventCounter(
-        of="brand",
-        window_seconds=_WINDOW if options["has_time"] else None,
-        event_types=EVENT_TYPES[1:] if options["has_event_types"] else None,
-        boundaries=(1.0, 2.0),
-    )
-    return [
-        Feature(
-            name="segment",
-            side="user",
-            kind="categorical",
-            column="segment",
-            transform=vocabulary("segment", ["new", "loyal", "lapsed"]),
-        ),
-        Feature(
-            name="tags",
-            side="user",
-            kind="categorical",
-            column="tags",
-            transform=vocabulary("tags", ["a", "b", "c", "d"]),
-            multivalued=True,
-            separator="|",
-            weight_separator=":",
-            num_codes=3,
-        ),
-        Feature(
-            name="topics",
-            side="event",
-            kind="categorical",
-            column="topics",
-            transform=vocabulary("topics", ["x", "y"]),
-            multivalued=True,
-            weight_separator=":",
-            num_codes=2,
-        ),
-        Feature(
-            name="device",
-            side="event",
-            kind="categorical",
-            column="device",
-            transform=vocabulary("device", ["phone", "desktop"]),
-        ),
-        Feature(
-            name="network",
-            side="event",
-            kind="categorical",
-            column="network",
-            transform=Hashed(hash_buckets=4),
-        ),
-        Feature(name="mood", side="event", kind="categorical", column="mood", transform=_MOOD),
-        Feature(name="again", side="event", kind="counter", column="again", transform=counter),
-    ]
 
 
 def _split(options: Mapping[str, Any]) -> Split:

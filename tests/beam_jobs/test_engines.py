@@ -65,9 +65,10 @@ def test_mistakes_are_one_line_on_the_portable_runner(logs, job_server, tmp_path
         run(parse(config_of(tmp_path, tmp_path / "dataset")), portable(job_server), shared_disk=True)
 
 
-def test_worker_processes_give_the_same_bytes_and_keep_quiet(logs, expected, tmp_path, capfd, caplog):
+@pytest.mark.parametrize("workers", [2, 4])
+def test_worker_processes_give_the_same_bytes_and_keep_quiet(logs, expected, workers, tmp_path, capfd, caplog):
     config = parse(config_of(logs, tmp_path / "dataset"))
-    options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
     with caplog.at_level(logging.INFO):
         assert bytes_of(run(config, options)) == expected
     shown = capfd.readouterr()
