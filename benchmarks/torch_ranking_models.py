@@ -89,6 +89,7 @@ class Sessions(nn.Module):
         super().__init__()
         self.place, self.session = nn.Embedding(length + 1, dim), nn.Embedding(length + 1, dim)
         self.cls, self.top = nn.Parameter(torch.randn(dim) * 0.02), nn.Parameter(torch.randn(dim) * 0.02)
+        self.scale = nn.Parameter(torch.full((dim,), 0.1))
         self.intra, self.inter = TransformerBlock(dim, heads, dropout), TransformerBlock(dim, heads, dropout)
 
     def forward(self, x: Tensor, session: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class Sessions(nn.Module):
         distance = (session.max(1, keepdim=True).values - slot).clamp(0, length)
         summary = torch.cat([self.top.expand(rows, 1, dim), summary + self.session(distance)], 1)
         mask = torch.cat([torch.ones(rows, 1, dtype=torch.bool), used], 1)
-        return (x + self.inter(summary, mask[:, None])[:, :1]) * valid[..., None]
+        return (x + self.scale * self.inter(summary, mask[:, None])[:, :1]) * valid[..., None]
 
 
 class Ranker(nn.Module):
@@ -133,7 +134,8 @@ class Ranker(nn.Module):
         """Logits (B, C)."""
         item, candidate, before = row["item"], row["candidate"], row["candidate_history"]
         valid, place = item != 0, torch.arange(item.shape[1])
-        x, c = self.items(item), self.items(candidate) + self.action
+        scale = math.sqrt(self.dim)
+        x, c = scale * self.items(item), scale * (self.items(candidate) + self.action)
         seen = ((place < before[..., None]) & valid[:, None]).float()
         if self.hpgr:
             x = self.sessions(x, row["session"])
@@ -146,8 +148,8 @@ class Ranker(nn.Module):
             x_place, c_place = before.max(1, keepdim=True).values - place, torch.zeros_like(before)
             latest = row["candidate_time"].max(1, keepdim=True).values
             x_age, c_age = latest - row["time"], latest - row["candidate_time"]
-        x = x * math.sqrt(self.dim) + self.places(x_place.clamp(min=0)) + self.times(self.age(x_age))
-        c = c * math.sqrt(self.dim) + self.places(c_place) + self.times(self.age(c_age))
+        x = x + self.places(x_place.clamp(min=0)) + self.times(self.age(x_age))
+        c = c + self.places(c_place) + self.times(self.age(c_age))
         x = F.dropout(x, self.dropout, self.training) * valid[..., None]
         c = F.dropout(c, self.dropout, self.training)
         past = (place[None, :] <= place[:, None])[None] & valid[:, None]
