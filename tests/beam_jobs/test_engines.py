@@ -60,7 +60,8 @@ def test_portable_runner_gives_the_same_bytes(logs, expected, job_server, tmp_pa
 
 def test_mistakes_are_one_line_on_the_portable_runner(logs, job_server, tmp_path):
     write_logs(tmp_path)
-    (tmp_path / "events.csv").write_text("user_id,item_id,time,event_type,device,price,stars\nu1,i1,never,buy,d,1,1\n")
+    header = "user_id,item_id,time,event_type,device,price,topics,stars"
+    (tmp_path / "events.csv").write_text(f"{header}\nu1,i1,never,buy,d,1,,1\n")
     with pytest.raises(UserError, match=r"events.csv: 1 of 1 rows of the events rejected"):
         run(parse(config_of(tmp_path, tmp_path / "dataset")), portable(job_server), shared_disk=True)
 
