@@ -26,10 +26,11 @@ from keras import ops
 from rich.console import Console
 from rich.table import Table
 
+from tfrec.charts import line_charts, write_chart
 from tfrec.layers.hstu_target_block import HSTUTargetBlock
 from tfrec.layers.pointwise_attention import gather_places
 from tfrec.layers.preference_guided_sparse_attention import PreferenceGuidedSparseAttention
-from tfrec.pictures import bars_table, write_svg
+from tfrec.pictures import bars_table
 
 NAMES = ("dense", "all, masked", "all, sparse", "candidate, masked", "candidate, sparse")
 
@@ -116,6 +117,16 @@ def measure(length: int, args: argparse.Namespace) -> dict[str, float]:
     return times
 
 
+def drawn(rows: list[dict]) -> str:
+    """Milliseconds by length, and how many times as fast as dense attention each path is."""
+    lengths = [row["length"] for row in rows]
+    times = {name: [row["milliseconds"][name] for row in rows] for name in NAMES}
+    faster = {name: [dense / own for dense, own in zip(times["dense"], times[name], strict=True)] for name in NAMES}
+    charts = {"milliseconds a step": times, "times as fast as dense attention": faster}
+    series = {title: {name: (lengths, values) for name, values in lines.items()} for title, lines in charts.items()}
+    return line_charts(series, x="events", logarithmic=True)
+
+
 def main() -> None:
     """Measures, prints, draws."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -125,7 +136,7 @@ def main() -> None:
     parser.add_argument("--anchors", type=int, default=32)
     parser.add_argument("--sigma", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--svg", type=Path, help="where the tables are drawn")
+    parser.add_argument("--svg", type=Path, help="where the times are drawn")
     args = parser.parse_args()
     console, rows = Console(width=130), []
     title = f"ms a step, K {args.anchors}, sigma {args.sigma:g}, width {args.width}, {keras.backend.backend()}"
@@ -144,7 +155,7 @@ def main() -> None:
     for part in parts:
         console.print(part)
     if args.svg is not None:
-        write_svg(args.svg, parts, title="Sparse attention")
+        write_chart(args.svg, drawn(rows))
     settings = {key: value for key, value in vars(args).items() if key not in ("svg", "lengths")}
     print(json.dumps({"backend": keras.backend.backend(), **settings, "rows": rows}))
 
