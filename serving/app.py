@@ -1,6 +1,7 @@
 """The model server as a whole: its two ports, its threads, its beginning and its end."""
 
 import asyncio
+import gc
 import logging
 import os
 import shutil
@@ -204,6 +205,7 @@ class _RestServer:
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             backlog=_BACKLOG,
             limit_concurrency=settings.limits.max_connections,
             h11_max_incomplete_event_size=settings.limits.max_header_bytes,
@@ -271,7 +273,9 @@ class _Listing:
             self.roots = tuple({source.base_path.parent for source in self.find().values()})
             return
         if not models.is_dir():
-            raise UserError(f"{models}: no such directory; give a directory of models (MODELS/NAME/VERSION).")
+            raise UserError(
+                f"{models}: does not exist; give a directory of models (MODELS/NAME/VERSION) or a models.config."
+            )
         if find_versions(models):
             raise UserError(f"{models}: holds versions, not models; give its parent directory, {models.parent}.")
         self.find = partial(find_models, models)
@@ -323,6 +327,8 @@ def serve(
         models, host=host, rest_port=rest_port, grpc_port=grpc_port, poll_seconds=poll_seconds, settings=settings
     )
     before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    gc.collect()
+    gc.freeze()  # what was imported stays: the collector need not look at it while requests are answered
     try:
         server.start()
         names = ",".join(server.models.names) or "nothing yet"

@@ -6,10 +6,13 @@ Rows are filled up to an allowed size by repeating the last one, and the surplus
 fails, its requests run one by one, so that each gets its own answer or its own error.
 """
 
+import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -24,23 +27,23 @@ time_limit: ContextVar[float | None] = ContextVar("time_limit", default=None)
 """When the request that this thread answers must be done, as a time of `time.monotonic`; None = whenever."""
 
 _Key = tuple[tuple[str, tuple[int, ...]], ...]
+_Waiter = threading.Event | asyncio.Future[None]
 
 
 @dataclass
 class _Task:
-    """One request, or a part of a large one, in a queue."""
+    """One request, or a part of a large one, in a queue; its waiter is woken when it is done."""
 
     inputs: Mapping[str, np.ndarray]
     rows: int
     key: _Key
     expires: float | None
+    waiter: _Waiter
     entered: float = field(default_factory=time.monotonic)
-    done: threading.Event = field(default_factory=threading.Event)
     outputs: Arrays | None = None
     error: BaseException | None = None
 
     def result(self) -> Arrays:
-        self.done.wait()
         if self.error is not None:
             raise self.error
         assert self.outputs is not None  # a task that is done has one or the other
@@ -161,7 +164,8 @@ class BatchScheduler:
                 )
                 if task.expires is not None and now > task.expires:
                     message = "Request timeout exceeded while waiting in batching queue"
-                    _finish(task, error=ServingError(Code.RESOURCE_EXHAUSTED, message))
+                    task.error = ServingError(Code.RESOURCE_EXHAUSTED, message)
+                    _wake([task])
                 else:
                     alive.append(task)
             if alive:
@@ -170,9 +174,23 @@ class BatchScheduler:
                 _run_together(queue, alive, rows)
 
 
-def _finish(task: _Task, outputs: Arrays | None = None, error: BaseException | None = None) -> None:
-    task.outputs, task.error = outputs, error
-    task.done.set()
+def _wake(tasks: Sequence[_Task]) -> None:
+    """Wakes whoever waits for these; an event loop once for all of its own, which costs a system call."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for task in tasks:
+        if isinstance(task.waiter, threading.Event):
+            task.waiter.set()
+        else:
+            by_loop.setdefault(task.waiter.get_loop(), []).append(task.waiter)
+    for loop, waiters in by_loop.items():
+        with suppress(RuntimeError):  # it is closed: the server has ended, and nobody waits any more
+            loop.call_soon_threadsafe(_set_done, waiters)
+
+
+def _set_done(waiters: Sequence[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 def _run_together(queue: _Queue, tasks: list[_Task], rows: int) -> None:
@@ -186,16 +204,18 @@ def _run_together(queue: _Queue, tasks: list[_Task], rows: int) -> None:
         return
     start = 0
     for task in tasks:
-        _finish(task, {alias: array[start : start + task.rows] for alias, array in outputs.items()})
+        task.outputs = {alias: array[start : start + task.rows] for alias, array in outputs.items()}
         start += task.rows
+    _wake(tasks)
 
 
 def _run_alone(queue: _Queue, tasks: list[_Task]) -> None:
     for task in tasks:
         try:
-            _finish(task, queue.run(task.inputs))
-        except Exception as error:  # it goes to the thread that waits for it, which knows what to tell
-            _finish(task, error=error)
+            task.outputs = queue.run(task.inputs)
+        except Exception as error:  # it goes to whoever waits for it, who knows what to tell
+            task.error = error
+        _wake([task])
 
 
 def _joined(tasks: list[_Task], surplus: int) -> Arrays:
@@ -249,30 +269,64 @@ class BatchedServable:
 
     def run(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Runs one signature, together with what else asks for it now."""
+        waiters: list[threading.Event] = []
+
+        def waiter() -> threading.Event:
+            waiters.append(threading.Event())
+            return waiters[-1]
+
+        tasks = self._enqueue(signature_name, inputs, waiter)
+        if tasks is None:
+            return self._servable.run(signature_name, inputs)
+        for each in waiters:
+            each.wait()
+        return _result(tasks)
+
+    async def run_async(self, signature_name: str, inputs: Mapping[str, np.ndarray], executor: Executor) -> Arrays:
+        """As `run`, from an event loop: no thread waits for the batch.
+
+        Args:
+            signature_name: one of `signatures`.
+            inputs: an array for each of its inputs, of its type.
+            executor: runs what is not batched.
+        """
+        loop = asyncio.get_running_loop()
+        waiters: list[asyncio.Future[None]] = []
+
+        def waiter() -> asyncio.Future[None]:
+            waiters.append(loop.create_future())
+            return waiters[-1]
+
+        tasks = self._enqueue(signature_name, inputs, waiter)
+        if tasks is None:
+            return await loop.run_in_executor(executor, self._servable.run, signature_name, inputs)
+        for each in waiters:
+            await each
+        return _result(tasks)
+
+    def _enqueue(
+        self, signature_name: str, inputs: Mapping[str, np.ndarray], waiter: Callable[[], _Waiter]
+    ) -> list[_Task] | None:
+        """The request in its queue, in parts if it is large; None where it runs by itself."""
         queue = self._queues.get(signature_name)
         if queue is None or any(array.ndim == 0 for array in inputs.values()):
-            return self._servable.run(signature_name, inputs)
+            return None
         rows = {len(array) for array in inputs.values()}
         if len(rows) > 1:
             raise invalid_argument("Batching input tensors supplied in a given call must have equal 0th-dimension size")
         (count,) = rows
         if count == 0:
-            return self._servable.run(signature_name, inputs)
-        results = [task.result() for task in self._enqueue(queue, inputs, count)]
-        if len(results) == 1:
-            return results[0]
-        return {alias: np.concatenate([result[alias] for result in results]) for alias in results[0]}
-
-    def _enqueue(self, queue: _Queue, inputs: Mapping[str, np.ndarray], count: int) -> list[_Task]:
+            return None
         limit = self._parameters.max_batch_size
         if count > limit and not self._parameters.enable_large_batch_splitting:
             raise invalid_argument(f"Task size {count} is larger than maximum input batch size {limit}")
-        key = self._key(inputs)
-        step = self._parameters.largest_batch
+        key, expires, step = self._key(inputs), time_limit.get(), self._parameters.largest_batch
         starts = range(0, count, step)
         parts = [{alias: array[start : start + step] for alias, array in inputs.items()} for start in starts]
-        expires = time_limit.get()
-        tasks = [_Task(part, min(step, count - start), key, expires) for start, part in zip(starts, parts, strict=True)]
+        tasks = [
+            _Task(part, min(step, count - start), key, expires, waiter())
+            for start, part in zip(starts, parts, strict=True)
+        ]
         self._scheduler.enqueue(queue, tasks)
         return tasks
 
@@ -286,6 +340,14 @@ class BatchedServable:
         """Frees the servable."""
         self._scheduler.remove(list(self._queues.values()))
         self._servable.close()
+
+
+def _result(tasks: Sequence[_Task]) -> Arrays:
+    """What all parts of a request that is done gave, one behind the other."""
+    results = [task.result() for task in tasks]
+    if len(results) == 1:
+        return results[0]
+    return {alias: np.concatenate([result[alias] for result in results]) for alias in results[0]}
 
 
 def _can_be_batched(signature: Signature) -> bool:

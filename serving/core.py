@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,13 @@ from serving.request_log import RequestLog
 from serving.settings import Settings
 from serving.status import Code, ServingError, invalid_argument
 from serving.versions import Handle
+
+
+@dataclass(frozen=True)
+class Pinned(Handle):
+    """A version pinned for one request, whose runs are measured."""
+
+    servable: Timed
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,11 @@ class Core:
     roots: tuple[Path, ...] = ()
 
     @contextmanager
-    def pinned(self, name: str, version: int | None, label: str | None, api: str) -> Iterator[Handle]:
+    def pinned(self, name: str, version: int | None, label: str | None, api: str) -> Iterator["Pinned"]:
         """Pins a version for one request, whose runs are measured."""
         with self.models.handle(name, version, label) as handle:
-            yield replace(handle, servable=Timed(handle.servable, self.metrics, name, api))
+            timed = Timed(handle.servable, self.metrics, name, api)
+            yield Pinned(handle.model, handle.version, timed, handle.directory)
 
     @contextmanager
     def counted(self, name: str, api: str, entrypoint: str, seconds: float | None) -> Iterator[None]:

@@ -425,14 +425,8 @@ def float_texts(flat: np.ndarray) -> list[str]:
     texts = (("%g " * len(values)) % tuple(values)).split()
     with np.errstate(over="ignore"):
         read_back = np.array([float(text) for text in texts]).astype(flat.dtype)
-    for index in np.flatnonzero((read_back != flat) | ~np.isfinite(flat)).tolist():
-        texts[index] = _float_text(flat[index])
+    for index in np.flatnonzero(read_back != flat).tolist():
+        texts[index] = str(flat[index])
+    for index in np.flatnonzero(~np.isfinite(flat)).tolist():
+        texts[index] = "NaN" if np.isnan(flat[index]) else "Infinity" if flat[index] > 0 else "-Infinity"
     return [text if "." in text or "e" in text or text[-1] in "Ny" else text + ".0" for text in texts]
-
-
-def _float_text(value: Any) -> str:
-    if np.isnan(value):
-        return "NaN"
-    if np.isinf(value):
-        return "Infinity" if value > 0 else "-Infinity"
-    return str(value)

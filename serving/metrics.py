@@ -1,10 +1,13 @@
 """Counts and times of requests, told as TensorFlow Serving tells them, in Prometheus' text format."""
 
+import asyncio
 import bisect
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -111,9 +114,23 @@ class Timed:
 
     def run(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Runs it and takes the time."""
+        with self._measured():
+            return self._servable.run(signature_name, inputs)
+
+    async def run_async(self, signature_name: str, inputs: Mapping[str, np.ndarray], executor: Executor) -> Arrays:
+        """Runs it from an event loop, in a batch or else in a thread of `executor`, and takes the time."""
+        run_async = getattr(self._servable, "run_async", None)
+        with self._measured():
+            if run_async is not None:
+                return await run_async(signature_name, inputs, executor)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(executor, self._servable.run, signature_name, inputs)
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
         started = time.perf_counter()
         try:
-            return self._servable.run(signature_name, inputs)
+            yield
         finally:
             micros = 1e6 * (time.perf_counter() - started)
             name = "/tensorflow/serving/runtime_latency"

@@ -1,14 +1,17 @@
 """TensorFlow Serving's REST API as an ASGI application.
 
-Requests are read on the event loop and answered in a pool of threads, which parse, run the model and write JSON.
+Requests are read on the event loop and answered in a pool of threads, which parse, run the model and write JSON. With
+batching small ones need no thread of their own: the loop parses them, and writes what the batch answers.
 """
 
 import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,9 @@ from tensorflow_serving.apis import model_pb2, prediction_log_pb2
 from serving import bodies, examples, json_tensor, request_log, routes, ui
 from serving.bodies import Disconnected, HttpError, Message, Receive
 from serving.core import Core
+from serving.json_tensor import PredictInputs
 from serving.routes import Target
-from serving.signatures import DEFAULT_SIGNATURE
+from serving.signatures import DEFAULT_SIGNATURE, Arrays, Signature
 from serving.status import HTTP_STATUS, Code, ServingError, invalid_argument
 from serving.ui import Ui
 from serving.versions import Handle, VersionStatus
@@ -34,8 +38,22 @@ _CORS = [
     (b"access-control-allow-headers", b"Content-Type"),
 ]
 
+# What the loop may parse and write itself, without holding up others for long (about 1 ms).
+_SMALL_BODY_BYTES = 64 << 10
+_SMALL_ANSWER_VALUES = 4096
+
 Send = Callable[[Message], Awaitable[None]]
 Answer = tuple[int, bytes, bytes]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a predict request asks of the version that is pinned for it."""
+
+    handle: Handle
+    signature_name: str
+    signature: Signature
+    inputs: PredictInputs
 
 
 class RestApplication:
@@ -55,6 +73,8 @@ class RestApplication:
         self._is_ready = is_ready
         self._page = page
         self._running = 0
+        self._tasks: set[asyncio.Task[bytes]] = set()  # a loop itself forgets those that nobody holds
+        self._batches = core.settings.batching is not None or core.settings.per_model_batching
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """The ASGI entry point."""
@@ -97,6 +117,8 @@ class RestApplication:
         target = routes.parse(verb, path)
         if target.is_inference:
             body = await bodies.read(headers, receive, self._limits)
+            if self._batches and target.method == "predict" and len(body) <= _SMALL_BODY_BYTES:
+                return 200, await self._in_time(self._predict_in_batch(target, body)), _JSON
             return 200, await self._in_thread(self._infer, target, body), _JSON
         return 200, (self._metadata if target.method == "metadata" else self._status)(target).encode(), _JSON
 
@@ -136,58 +158,95 @@ class RestApplication:
             )
 
     async def _in_thread(self, answer: Callable[..., bytes], *arguments: Any) -> bytes:
-        """Runs `answer` in a thread; the request counts as running until the thread is done, even past its deadline."""
+        async def run() -> bytes:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, answer, *arguments)
+
+        return await self._in_time(run())
+
+    async def _in_time(self, answer: Coroutine[Any, Any, bytes]) -> bytes:
+        """Waits for an answer; its request counts as running until it is there, even past the deadline."""
         if self._running >= self._limits.max_concurrent_requests:
+            answer.close()
             raise ServingError(Code.UNAVAILABLE, "The server is handling as many requests as it may; try again.")
         self._running += 1
-        future = asyncio.get_running_loop().run_in_executor(self._executor, answer, *arguments)
-        future.add_done_callback(self._finished)
-        done, _ = await asyncio.wait([future], timeout=self._limits.deadline_seconds)
+        task = asyncio.get_running_loop().create_task(answer)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        done, _ = await asyncio.wait([task], timeout=self._limits.deadline_seconds)
         if not done:
             raise ServingError(Code.DEADLINE_EXCEEDED, "Timed out: the request took longer than its deadline.")
-        return future.result()
+        return task.result()
 
-    def _finished(self, future: "asyncio.Future[bytes]") -> None:
+    def _finished(self, task: "asyncio.Task[bytes]") -> None:
         self._running -= 1
-        if not future.cancelled():
-            future.exception()  # seen: one that came after the deadline has nobody left to tell
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: one that came after the deadline has nobody left to tell
 
     def _infer(self, target: Target, body: bytes) -> bytes:
         answer = self._predict if target.method == "predict" else self._classify_or_regress
-        api = target.method.capitalize()
+        with self._counted(target):
+            return answer(target, body).encode()
+
+    @contextmanager
+    def _counted(self, target: Target) -> Iterator[None]:
+        """Counts one request, and keeps what nobody expected of it from the client."""
         try:
-            with self._core.counted(target.name, api, "REST", self._limits.deadline_seconds):
-                return answer(target, api, body).encode()
+            with self._core.counted(target.name, _api(target), "REST", self._limits.deadline_seconds):
+                yield
         except (ServingError, HttpError):
             raise
         except Exception:  # the last line of defence: the client gets no trace, the log does
             _LOGGER.exception("%s of %s", target.method, target.name)
             raise ServingError(Code.INTERNAL, "Internal error") from None
 
-    def _predict(self, target: Target, api: str, body: bytes) -> str:
+    def _predict(self, target: Target, body: bytes) -> str:
         document = json_tensor.parse(body)
+        with self._core.pinned(target.name, target.version, target.label, _api(target)) as handle:
+            question = self._question(handle, document)
+            found = handle.servable.run(question.signature_name, question.inputs.arrays)
+        outputs = {alias: np.asarray(values) for alias, values in found.items()}
+        return self._reply(question, outputs)
+
+    async def _predict_in_batch(self, target: Target, body: bytes) -> bytes:
+        """As `_predict`, on the event loop but for what takes long."""
+        with self._counted(target):
+            document = json_tensor.parse(body)
+            with self._core.pinned(target.name, target.version, target.label, _api(target)) as handle:
+                question = self._question(handle, document)
+                outputs = await handle.servable.run_async(
+                    question.signature_name, question.inputs.arrays, self._executor
+                )
+            if sum(array.size for array in outputs.values()) <= _SMALL_ANSWER_VALUES:
+                return self._reply(question, outputs).encode()
+            loop = asyncio.get_running_loop()
+            return (await loop.run_in_executor(self._executor, self._reply, question, outputs)).encode()
+
+    def _question(self, handle: Handle, document: dict[str, Any]) -> _Question:
         given = json_tensor.signature_name(document)
         name = given or DEFAULT_SIGNATURE
-        with self._core.pinned(target.name, target.version, target.label, api) as handle:
-            signature = handle.servable.signatures.get(name)
-            if signature is None:
-                raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
-            self._core.inference.check_predict(handle.servable, name)
-            inputs = json_tensor.predict_inputs(document, signature.inputs, given)
-            self._core.check_sizes(inputs.arrays)
-            outputs = {a: np.asarray(values) for a, values in handle.servable.run(name, inputs.arrays).items()}
-        if self._core.log is not None and self._core.log.wants_next():
-            spec = _spec(handle, name)
-            log = request_log.predict_log(spec, inputs.arrays, signature.inputs, outputs, signature.outputs)
-            self._core.log.offer(log)
-        return json_tensor.predict_json(outputs, by_row=inputs.by_row)
+        signature = handle.servable.signatures.get(name)
+        if signature is None:
+            raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
+        self._core.inference.check_predict(handle.servable, name)
+        inputs = json_tensor.predict_inputs(document, signature.inputs, given)
+        self._core.check_sizes(inputs.arrays)
+        return _Question(handle, name, signature, inputs)
 
-    def _classify_or_regress(self, target: Target, api: str, body: bytes) -> str:
+    def _reply(self, question: _Question, outputs: Arrays) -> str:
+        if self._core.log is not None and self._core.log.wants_next():
+            spec, signature = _spec(question.handle, question.signature_name), question.signature
+            arrays = question.inputs.arrays
+            log = request_log.predict_log(spec, arrays, signature.inputs, outputs, signature.outputs)
+            self._core.log.offer(log)
+        return json_tensor.predict_json(outputs, by_row=question.inputs.by_row)
+
+    def _classify_or_regress(self, target: Target, body: bytes) -> str:
         document = json_tensor.parse(body)
         name = json_tensor.signature_name(document)
         given = examples.request_input(document)
         run = self._core.inference.classify if target.method == "classify" else self._core.inference.regress
-        with self._core.pinned(target.name, target.version, target.label, api) as handle:
+        with self._core.pinned(target.name, target.version, target.label, _api(target)) as handle:
             result = run(handle.servable, name, given)
         if self._core.log is not None and self._core.log.wants_next():
             log = prediction_log_pb2.PredictionLog()
@@ -209,6 +268,11 @@ class RestApplication:
             spec = {"name": target.name, "signature_name": "", "version": str(handle.version)}
             metadata = {"signature_def": handle.servable.signature_def_json}
         return json.dumps({"model_spec": spec, "metadata": metadata}, indent=4) + "\n"
+
+
+def _api(target: Target) -> str:
+    """The method as metrics name it, such as `Predict`."""
+    return target.method.capitalize()
 
 
 def _spec(handle: Handle, signature_name: str) -> Any:

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.checks import randomise
 from tests.datasets import TIME_ORIGIN, make_dataset
@@ -100,3 +101,38 @@ def answer(signature, inputs):
 def raw_items(run, places):
     catalogue = run.dataset.catalogue()
     return publishing.raw_items(run.schema, catalogue, run.dataset.directory, np.array(places))
+
+
+def uses(version):
+    """The operations that the signatures do on each variable, by its name; not reads that nothing needs."""
+    graph = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
+    functions = {function.signature.name: function for function in graph.library.function}
+
+    def called(node):
+        names = [node.attr[key].func.name for key in ("f", "then_branch", "else_branch") if key in node.attr]
+        return [functions[name] for name in names if "_traced_" not in name]  # those save and restore
+
+    def of(nodes, source):
+        found = set()
+        needed = {name.partition(":")[0] for node in nodes for name in node.input}
+        for node in nodes:
+            if node.op == "ReadVariableOp" and node.name not in needed:
+                continue
+            inputs = [name.partition(":")[0] for name in node.input]
+            for place in (place for place, name in enumerate(inputs) if name == source):
+                found.add(node.op)
+                for function in called(node):
+                    argument = function.signature.input_arg[place - (node.op in ("If", "StatelessIf"))]
+                    found |= of(function.node_def, argument.name)
+        return found
+
+    calls = [node for node in graph.node if called(node)]
+    return {node.name: of(calls, node.name) for node in graph.node if node.op == "VarHandleOp"}
+
+
+def assert_nothing_is_copied(version):
+    """No variable is both gathered from and read whole: TensorFlow would copy all of it for each request."""
+    found = uses(version)
+    assert any("ReadVariableOp" in operations for operations in found.values())
+    assert any("ResourceGather" in operations for operations in found.values())
+    assert [each for each, operations in found.items() if {"ReadVariableOp", "ResourceGather"} <= operations] == []

@@ -64,7 +64,7 @@ class ItemFilter(tf.Module):
         return {name: tf.TensorSpec([None, None], tf.string, name) for name in self.inputs}
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """True for the items that may be answered, `(B, N)`."""
+        """True for the items that may be answered, `(N, B)`."""
         allowed = self._listed(inputs["allow_item_ids"]) | ~_says_something(inputs["allow_item_ids"])
         allowed &= ~self._listed(inputs["deny_item_ids"])
         for name in self.coders:
@@ -76,8 +76,8 @@ class ItemFilter(tf.Module):
         return _marked(tf.gather(self.positions, self.items(ids)), self.num_items, first=0)
 
     def _has_value(self, name: str, values: Tensor) -> Tensor:
-        wanted = _marked(self.coders[name](values), self.sizes[name], first=FIRST_VALUE)  # (B, vocabulary)
-        columns = [tf.gather(wanted, column, axis=1) for column in tf.unstack(self.codes[name])]
+        wanted = _marked(self.coders[name](values), self.sizes[name], first=FIRST_VALUE)  # (vocabulary, B)
+        columns = [tf.gather(wanted, column) for column in tf.unstack(self.codes[name])]
         return tf.reduce_any(tf.stack(columns), axis=0)
 
 
@@ -88,12 +88,12 @@ def listed(codes: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _says_something(texts: Tensor) -> Tensor:
-    return tf.reduce_any(texts != "", axis=1, keepdims=True)  # (B, 1)
+    return tf.reduce_any(texts != "", axis=1)  # (B,)
 
 
 def _marked(places: Tensor, size: int, *, first: int) -> Tensor:
-    """`(B, size)`, True at the places `(B, A)` of each row; those below `first` are none."""
+    """`(size, B)`, True at the places `(B, A)` of each column; those below `first` are none."""
     rows = tf.where(places >= first)  # (R, 2): row, column
-    marked = tf.stack([rows[:, 0], tf.cast(tf.gather_nd(places, rows), tf.int64)], axis=1)
-    nothing = tf.fill([tf.shape(places)[0], size], False)
+    marked = tf.stack([tf.cast(tf.gather_nd(places, rows), tf.int64), rows[:, 0]], axis=1)
+    nothing = tf.fill([size, tf.shape(places)[0]], False)
     return tf.tensor_scatter_nd_update(nothing, marked, tf.fill(tf.shape(rows)[:1], True))

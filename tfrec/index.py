@@ -31,7 +31,7 @@ class Search(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Positions and scores `(B, k)` of the greatest dot products with `queries (B, D)`.
 
-        `excluded (B, S)` holds positions that are left out, negative ones mean nothing; of `allowed (B, V)`, where
+        `excluded (B, S)` holds positions that are left out, negative ones mean nothing; of `allowed (V, B)`, where
         given, those that are False are left out too.
         """
 
@@ -63,7 +63,7 @@ class ExactSearch(tf.Module):
         """Positions and cosines `(B, k)`."""
         vectors, inverse_lengths = self.vectors.read_value(), self.inverse_lengths.read_value()
         units = tf.gather(vectors, positions) * tf.gather(inverse_lengths, positions)[:, None]
-        scores = tf.matmul(units, vectors, transpose_b=True) * inverse_lengths
+        scores = tf.matmul(vectors, units, transpose_b=True) * inverse_lengths[:, None]
         return _top(scores, k, positions[:, None])
 
 
@@ -103,7 +103,7 @@ class ScannSearch(tf.Module):
             is_short = tf.reduce_any(tf.math.is_inf(found[1]))
             return tf.cond(is_short, exactly, lambda: found)
 
-        shares = tf.reduce_mean(tf.cast(allowed, tf.float32), axis=1)
+        shares = tf.reduce_mean(tf.cast(allowed, tf.float32), axis=0)
         return tf.cond(tf.reduce_any(shares <= 1 / _OVER_FETCH), exactly, found_or_exactly)
 
     def nearest(self, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ class ScannSearch(tf.Module):
         left_out = (tf.gather(ordered, place, batch_dims=1) == positions) | tf.math.is_nan(scores)
         if allowed is not None:
             inside = tf.clip_by_value(positions, 0, self.num_items - 1)
-            left_out |= ~tf.gather(tf.pad(allowed, [[0, 1], [0, 0]]), inside, batch_dims=1)
+            left_out |= ~_of_rows(tf.pad(allowed, [[0, 0], [0, 1]]), inside)
         scores = tf.pad(tf.where(left_out, -math.inf, scores), [[0, 0], [0, k]], constant_values=-math.inf)
         best, chosen = tf.math.top_k(scores, k)
         positions = tf.gather(tf.pad(positions, [[0, 0], [0, k]]), chosen, batch_dims=1)
@@ -169,7 +169,8 @@ def _build(vectors: Matrix, parameters: ScannParameters) -> Any:
 
 
 def _exact(vectors: Tensor, queries: Tensor, k: int, excluded: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    scores = tf.matmul(queries, vectors, transpose_b=True)  # (B, V)
+    # An item a row: TensorFlow multiplies a tall matrix with a narrow one at a fraction of what the other order costs.
+    scores = tf.matmul(vectors, queries, transpose_b=True)  # (V, B)
     if allowed is not None:
         scores = tf.where(allowed, scores, -math.inf)
     return _top(scores, k, excluded)
@@ -177,29 +178,39 @@ def _exact(vectors: Tensor, queries: Tensor, k: int, excluded: Tensor, allowed: 
 
 def _top(scores: Tensor, k: int, excluded: Tensor) -> tuple[Tensor, Tensor]:
     rows = tf.where(excluded >= 0)  # (R, 2): row, column
-    places = tf.stack([rows[:, 0], tf.cast(tf.gather_nd(excluded, rows), tf.int64)], axis=1)
+    places = tf.stack([tf.cast(tf.gather_nd(excluded, rows), tf.int64), rows[:, 0]], axis=1)
     scores = tf.tensor_scatter_nd_update(scores, places, tf.fill(tf.shape(places)[:1], -math.inf))
     best, positions = top_k(scores, k)
     return positions, best
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`tf.math.top_k` of `(B, V)`, equal scores by position: the k blocks with the greatest maxima, then inside them.
+    """The k greatest of each column of `(V, B)`, values and positions `(B, k)`; equal ones by position.
 
-    Over a whole catalogue `tf.math.top_k` costs a batch more than the products do; maxima cost little. What stands in
-    another block is not among the k best: each of these k holds a score that is greater, or equal and before it.
+    The k blocks of rows with the greatest maxima, then inside them: over a whole catalogue `tf.math.top_k` costs a
+    batch more than the products do; maxima cost little. What stands in another block is not among the k best: each of
+    these k holds a score that is greater, or equal and before it.
     """
-    count = scores.shape[1]
+    count = scores.shape[0]
     size = round(math.sqrt(count / k))
     if size < _SMALLEST_BLOCK:
-        return tf.math.top_k(scores, k)
-    scores = tf.pad(scores, [[0, 0], [0, -count % size]], constant_values=-math.inf)  # never chosen: they stand last
-    blocks = tf.reshape(scores, [-1, scores.shape[1] // size, size])
-    _, chosen = tf.math.top_k(tf.reduce_max(blocks, axis=2), k)
+        return tf.math.top_k(tf.transpose(scores), k)
+    whole = count // size
+    maxima = tf.reduce_max(tf.reshape(scores[: whole * size], [whole, size, tf.shape(scores)[1]]), axis=1)
+    if count % size:
+        maxima = tf.concat([maxima, tf.reduce_max(scores[whole * size :], axis=0, keepdims=True)], axis=0)
+    _, chosen = tf.math.top_k(tf.transpose(maxima), k)
     chosen = tf.sort(chosen, axis=1)
-    inside = tf.reshape(tf.gather(blocks, chosen, batch_dims=1), [-1, k * size])
-    best, places = tf.math.top_k(inside, k)
-    return best, tf.gather(chosen, places // size, batch_dims=1) * size + places % size
+    inside = tf.reshape(chosen[:, :, None] * size + tf.range(size), [-1, k * size])  # (B, k * size): positions
+    found = tf.where(inside < count, _of_rows(scores, tf.minimum(inside, count - 1)), -math.inf)
+    best, places = tf.math.top_k(found, k)  # what lies past the end is never chosen: it stands last
+    return best, tf.gather(inside, places, batch_dims=1)
+
+
+def _of_rows(values: Tensor, positions: Tensor) -> Tensor:
+    """`(B, N)`: of column b of `values (V, B)` those at row b of `positions (B, N)`."""
+    rows = tf.shape(values, tf.int64)[1]  # a large batch of a large catalogue has more than 2 ** 31 values
+    return tf.gather(tf.reshape(values, [-1]), tf.cast(positions, tf.int64) * rows + tf.range(rows)[:, None])
 
 
 def tune(vectors: Matrix, queries: Matrix, k: int, target_recall: float) -> ScannSearch:

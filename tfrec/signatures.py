@@ -137,13 +137,13 @@ class RetrievalSignatures(tf.Module):
         else:
             allowed = self._allowed(inputs, rows=tf.shape(seen)[0])
             positions, scores = self.search(states, self.k, excluded, allowed)
-            popularity, popular = top_k(tf.where(allowed, self.popularity, -np.inf), self.k)
+            popularity, popular = top_k(tf.where(allowed, self.popularity[:, None], -np.inf), self.k)
         positions = tf.where(is_new, popular, positions)
         scores = tf.where(is_new, popularity, scores)
         return self._answer(positions, scores)
 
     def _allowed(self, inputs: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """`(B, N)`; a filter of one row counts for all rows."""
+        """`(N, B)`; a filter of one row counts for all rows."""
         checks = []
         for name in self.filter.signature():
             given = tf.shape(inputs[name])[0]
@@ -151,7 +151,7 @@ class RetrievalSignatures(tf.Module):
             checks.append(tf.debugging.Assert((given == rows) | (given == 1), [rule]))
         with tf.control_dependencies(checks):
             allowed = self.filter(inputs)
-        return tf.broadcast_to(allowed, [rows, self.filter.num_items])
+        return tf.broadcast_to(allowed, [self.filter.num_items, rows])
 
     def _similar(self, item_ids: Tensor) -> dict[str, Tensor]:
         positions = tf.gather(self.positions, self.item_coder(item_ids))

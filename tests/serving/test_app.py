@@ -147,7 +147,7 @@ def test_listens_on_loopback_alone(server: ModelServer) -> None:
 
 
 def test_wrong_directories_are_told(tmp_path: Path, models: Path) -> None:
-    with pytest.raises(UserError, match="no such directory"):
+    with pytest.raises(UserError, match="does not exist"):
         ModelServer(tmp_path / "none")
     with pytest.raises(UserError, match="holds versions, not models; give its parent directory"):
         ModelServer(models / "half")

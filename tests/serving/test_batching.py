@@ -1,5 +1,6 @@
 """Requests that run together (section K of the conformance checklist), with servables in NumPy (no TensorFlow)."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -227,6 +228,37 @@ def test_one_signature_s_crowd_does_not_hold_up_another(scheduler: BatchSchedule
         assert quick.run("double", {"x": floats(2)})["y"].tolist() == [4.0]
         assert time.monotonic() - started < 1.0
         assert waiting.result()["y"].tolist() == [2.0]
+
+
+def test_event_loop_waits_for_batches_without_a_thread(scheduler: BatchScheduler) -> None:
+    inner, servable = batched(scheduler, max_batch_size=4, batch_timeout_micros=5_000_000)
+
+    async def ask() -> list[Any]:
+        with ThreadPoolExecutor(1, "own") as pool:
+            asked = [servable.run_async("double", {"x": floats(value)}, pool) for value in (1, 2, -7, 4)]
+            alone = servable.run_async("double", {"x": floats()}, pool)  # no rows: not batched
+            return await asyncio.gather(*asked, alone, return_exceptions=True)
+
+    first, second, bad, last, alone = asyncio.run(ask())
+    assert [found["y"].tolist() for found in (first, second, last, alone)] == [[2.0], [4.0], [8.0], []]
+    assert isinstance(bad, ServingError)
+    assert bad.message == "negative: -7"
+    assert sorted(inner.sizes) == [0, 1, 1, 1, 1, 4]
+
+
+def test_loop_that_ended_before_its_batch_harms_nobody(scheduler: BatchScheduler) -> None:
+    inner, servable = batched(scheduler, max_batch_size=1)
+    inner.gate.clear()
+
+    async def leave() -> None:
+        with ThreadPoolExecutor(1) as pool, pytest.raises(TimeoutError):
+            await asyncio.wait_for(servable.run_async("double", {"x": floats(1)}, pool), 0.01)
+
+    asyncio.run(leave())
+    inner.gate.set()
+    wait_until(lambda: inner.sizes == [1])
+    answers = together(servable, "double", [{"x": floats(2)}, {"x": floats(3)}, {"x": floats(4)}])
+    assert [answer["y"].tolist() for answer in answers] == [[4.0], [6.0], [8.0]]
 
 
 def test_closing_gives_the_queues_back(scheduler: BatchScheduler) -> None:

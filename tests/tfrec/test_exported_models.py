@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
 import tfrec.export
 from serving.app import ModelServer
-from tests.exports import MODEL, answer, make_run
+from tests.exports import MODEL, answer, assert_nothing_is_copied, make_run
 from tests.serving.saved_models import Client
 from tfrec import parity
 from tfrec.stock_loader import ask
@@ -94,39 +93,9 @@ def test_export_holds_the_weights_that_answers_need(exported, name):
     assert sorted(held) == sorted(tuple(v.shape) for v in model.variables if id(v) not in needless)
 
 
-def uses(version):
-    """The operations that the signatures do on each variable, by its name; not reads that nothing needs."""
-    graph = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
-    functions = {function.signature.name: function for function in graph.library.function}
-
-    def called(node):
-        names = [node.attr[key].func.name for key in ("f", "then_branch", "else_branch") if key in node.attr]
-        return [functions[name] for name in names if "_traced_" not in name]  # those save and restore
-
-    def of(nodes, source):
-        found = set()
-        needed = {name.partition(":")[0] for node in nodes for name in node.input}
-        for node in nodes:
-            if node.op == "ReadVariableOp" and node.name not in needed:
-                continue
-            inputs = [name.partition(":")[0] for name in node.input]
-            for place in (place for place, name in enumerate(inputs) if name == source):
-                found.add(node.op)
-                for function in called(node):
-                    argument = function.signature.input_arg[place - (node.op in ("If", "StatelessIf"))]
-                    found |= of(function.node_def, argument.name)
-        return found
-
-    calls = [node for node in graph.node if called(node)]
-    return {node.name: of(calls, node.name) for node in graph.node if node.op == "VarHandleOp"}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_no_variable_is_gathered_from_and_read_which_would_copy_it_for_each_request(exported, name):
-    found = uses(exported(name).version)
-    assert any("ReadVariableOp" in operations for operations in found.values())
-    assert any("ResourceGather" in operations for operations in found.values())
-    assert [each for each, operations in found.items() if {"ReadVariableOp", "ResourceGather"} <= operations] == []
+    assert_nothing_is_copied(exported(name).version)
 
 
 @pytest.mark.parametrize("name", ["sasrec", "heterrec"])

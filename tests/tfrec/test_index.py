@@ -55,7 +55,7 @@ class TestSearches:
         vectors, queries = (rng.normal(size=(size, 6)).astype(np.float32) for size in (40, 3))
         allowed = rng.random((3, 40)) < np.array([[0.2], [0.6], [1.0]])
         excluded = np.array([[int(np.flatnonzero(allowed[0])[0])], [-1], [7]], np.int32)
-        positions, scores = make(vectors)(tf.constant(queries), 9, tf.constant(excluded), tf.constant(allowed))
+        positions, scores = make(vectors)(tf.constant(queries), 9, tf.constant(excluded), tf.constant(allowed.T))
         out = [{*np.flatnonzero(~row), *some} for row, some in zip(allowed, excluded, strict=True)]
         for place, expected in enumerate(by_hand(queries @ vectors.T, out, 9)):
             assert positions.numpy()[place, : len(expected)].tolist() == expected
@@ -74,7 +74,7 @@ def test_top_k_in_two_steps_puts_equal_scores_in_the_order_of_positions(count, k
     scores[2, k // 2 :] = -np.inf
     scores[3] = np.arange(count)
     scores[4] = -np.arange(count)
-    best, positions = top_k(tf.constant(scores), k)
+    best, positions = top_k(tf.constant(scores.T), k)
     assert positions.numpy().tolist() == by_hand(scores, [()] * 6, k)
     assert best.numpy().tolist() == np.take_along_axis(scores, positions.numpy(), axis=1).tolist()
 
@@ -103,7 +103,7 @@ def test_scann_answers_narrow_filters_exactly(narrow, share):
     rng = np.random.default_rng(7)
     queries, allowed = clustered(rng, 4, 8), rng.random((4, 10_000)) < share
     nothing = tf.fill([4, 1], -1)
-    positions, scores = search(tf.constant(queries), 20, nothing, tf.constant(allowed))
+    positions, scores = search(tf.constant(queries), 20, nothing, tf.constant(allowed.T))
     assert positions.numpy().tolist() == by_hand(queries @ vectors.T, [np.flatnonzero(~row) for row in allowed], 20)
     assert np.isfinite(scores).all()
 
@@ -114,7 +114,7 @@ def test_scann_returns_k_items_where_the_leaves_looked_into_hold_too_few_that_ar
     near = np.argsort(-(query @ vectors.T)[0])[:3000]
     allowed = np.ones((1, 10_000), bool)
     allowed[0, near] = False
-    positions, _ = search(tf.constant(query), 20, tf.fill([1, 1], -1), tf.constant(allowed))
+    positions, _ = search(tf.constant(query), 20, tf.fill([1, 1], -1), tf.constant(allowed.T))
     assert positions.numpy().tolist() == by_hand(query @ vectors.T, [near], 20)
 
 
@@ -122,7 +122,7 @@ def test_scann_under_a_wide_filter_answers_allowed_items_alone(narrow):
     vectors, search = narrow
     rng = np.random.default_rng(8)
     queries, allowed = vectors[:5], rng.random((5, 10_000)) < 0.6
-    positions, scores = search(tf.constant(queries), 10, tf.fill([5, 1], -1), tf.constant(allowed))
+    positions, scores = search(tf.constant(queries), 10, tf.fill([5, 1], -1), tf.constant(allowed.T))
     found = positions.numpy()
     assert np.take_along_axis(allowed, found, axis=1).all()
     assert [len(set(row)) for row in found.tolist()] == [10] * 5

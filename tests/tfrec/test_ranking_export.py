@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfrec.export
 from serving.app import ModelServer
 from tests.datasets import TIME_ORIGIN
-from tests.exports import LENGTH, answer, coded_as_users_are, make_ranking_run, strings, users
+from tests.exports import LENGTH, answer, assert_nothing_is_copied, coded_as_users_are, make_ranking_run, strings, users
 from tests.serving.saved_models import Client
 from tfrec import publishing
 from tfrec.errors import UsageError, UserError
@@ -92,6 +92,10 @@ def test_the_cpp_loader_answers_as_python_does(run, version, heard, signatures):
     for name in ("saved_model", "cpp_loader"):
         assert 0 <= manifest["parity"][name]["probability_difference"] <= 1e-5
     assert (version / publishing.WARMUP).stat().st_size > 0
+
+
+def test_no_variable_is_copied_for_each_request(version):
+    assert_nothing_is_copied(version)
 
 
 def test_padding_is_the_last_and_changes_nothing(run, signatures):

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfrec.export
-from tests.exports import answer, coded_as_users_are, make_ranking_run, make_run, strings, users
+from tests.exports import answer, assert_nothing_is_copied, coded_as_users_are, make_ranking_run, make_run, strings, users
 from tfrec import parity
 from tfrec.errors import UserError
 from tfrec.export import export
@@ -92,6 +92,10 @@ def test_the_ranker_orders_what_the_retriever_finds(runs, signatures):
     expected = ranked_by_hand(runs, signatures, asked, retrieved)[:K]
     assert items_of(got) == [item for item, _ in expected]
     np.testing.assert_allclose(got["scores"][0], [score for _, score in expected], rtol=1e-5)
+
+
+def test_no_variable_is_copied_for_each_request(version):
+    assert_nothing_is_copied(version)
 
 
 def test_the_gate_compares_with_both_runs_and_the_loader(version, heard, signatures):
