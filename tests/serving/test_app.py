@@ -22,21 +22,29 @@ from google.protobuf import text_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving import app, model_config
+from serving import app, json_tensor, model_config
 from serving.app import ModelServer, serve, tensorflow_model_server_command
-from serving.settings import Limits, Settings
+from serving.settings import Batching, Limits, Settings
 from tests.serving.saved_models import Client, predict_request, publish, save_half_plus
 from tests.serving.test_versions import wait_until
 from tfrec.errors import UserError
 
+NARROW = Limits(max_body_bytes=2000, max_concurrent_requests=2, deadline_seconds=0.5)
 SLOW = b'{"signature_name": "slow", "instances": [%d]}'
 
 
 @pytest.fixture(scope="module")
 def small(models: Path) -> Iterator[ModelServer]:
     """A server with narrow limits."""
-    limits = Limits(max_body_bytes=2000, max_concurrent_requests=2, deadline_seconds=0.5)
-    with ModelServer(models, rest_port=0, grpc_port=0, settings=Settings(workers=2, limits=limits)) as server:
+    with ModelServer(models, rest_port=0, grpc_port=0, settings=Settings(workers=2, limits=NARROW)) as server:
+        yield server
+
+
+@pytest.fixture
+def small_batching(models: Path) -> Iterator[ModelServer]:
+    """The same with batching: no thread waits for an answer."""
+    settings = Settings(workers=2, limits=NARROW, batching=Batching(max_batch_size=1, num_batch_threads=2))
+    with ModelServer(models, rest_port=0, grpc_port=None, settings=settings) as server:
         yield server
 
 
@@ -79,8 +87,10 @@ def app_stub(channel: grpc.Channel) -> Any:
     return prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
 
-def test_deadline_and_concurrency(small: ModelServer) -> None:
-    """Two slow requests end at their deadline; while their threads still run, a third finds no place."""
+@pytest.mark.parametrize("name", ["small", "small_batching"])
+def test_deadline_and_concurrency(request: pytest.FixtureRequest, name: str) -> None:
+    """Two slow requests end at their deadline; while they still run, a third finds no place."""
+    small: ModelServer = request.getfixturevalue(name)
     steps = slow_steps(small, seconds=1.5)
     answers: list[httpx.Response] = []
     threads = [threading.Thread(target=lambda: answers.append(post(small, SLOW % steps, "echo"))) for _ in range(2)]
@@ -111,6 +121,18 @@ def test_body_that_never_arrives(small: ModelServer) -> None:
     with socket.create_connection(("127.0.0.1", small.rest_port)) as connection:
         connection.sendall(b"POST /v1/models/half:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_surprise_of_a_batch_is_an_internal_error_without_its_text(
+    small_batching: ModelServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def surprise(*arguments: Any, **options: Any) -> str:
+        raise RuntimeError("/home/secret")
+
+    monkeypatch.setattr(json_tensor, "predict_json", surprise)
+    answer = post(small_batching, padded(100))
+    assert (answer.status_code, answer.json()) == (500, {"error": "Internal error"})
+    assert "/home/secret" in caplog.text
 
 
 @pytest.mark.conformance("K9")

@@ -292,7 +292,7 @@ def test_deployed_parameters_are_read() -> None:
         batch_timeout_micros=2000,
         max_enqueued_batches=64,
         num_batch_threads=2,
-        allowed_batch_sizes=(1, 4, 16, 32),
+        allowed_batch_sizes=(1, 4, 8, 16, 24, 32),
         pad_variable_length_inputs=True,
     )
 

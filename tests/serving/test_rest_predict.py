@@ -4,15 +4,37 @@ import base64
 import gzip
 import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from serving.app import ModelServer
+from serving.settings import Batching, Settings
+from tests.serving.conftest import SERVER
 from tests.serving.saved_models import Client
 
 HALF = "/v1/models/half:predict"
 ECHO = "/v1/models/echo:predict"
+
+
+@pytest.fixture(scope="module", params=["alone", "batched"])
+def client(request: pytest.FixtureRequest, server: Any, models: Path) -> Iterator[Client]:
+    """Of a server whose threads answer a request each, and of one whose event loop waits for batches."""
+    if request.param == "alone":
+        client = Client(server.rest_port, server.grpc_port)
+        yield client
+        client.close()
+        return
+    if SERVER:
+        pytest.skip("another server is asked as it was started")
+    settings = Settings(batching=Batching(max_batch_size=64, batch_timeout_micros=100))
+    with ModelServer(models, rest_port=0, grpc_port=0, settings=settings) as batching:
+        client = Client(batching.rest_port, batching.grpc_port)
+        yield client
+        client.close()
 
 
 def row(signature: str, instances: Any) -> dict[str, Any]:
@@ -25,6 +47,13 @@ def column(signature: str, inputs: Any) -> dict[str, Any]:
 
 def b64(data: bytes) -> dict[str, str]:
     return {"b64": base64.b64encode(data).decode()}
+
+
+def test_answers_and_questions_of_any_size(client: Client) -> None:
+    """The event loop itself handles small ones alone."""
+    for size in (10, 5_000, 40_000):
+        values = list(range(size))
+        assert client.ok(ECHO, column("int32", values)) == {"outputs": values}
 
 
 # Section C, models and versions.
