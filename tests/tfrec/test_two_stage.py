@@ -8,7 +8,15 @@ import pytest
 import tensorflow as tf
 
 import tfrec.export
-from tests.exports import answer, assert_nothing_is_copied, coded_as_users_are, make_ranking_run, make_run, strings, users
+from tests.exports import (
+    answer,
+    assert_nothing_is_copied,
+    coded_as_users_are,
+    make_ranking_run,
+    make_run,
+    strings,
+    users,
+)
 from tfrec import parity
 from tfrec.errors import UserError
 from tfrec.export import export
