@@ -151,7 +151,9 @@ class Models:
             known.source = replace(known.source, labels=dict(source.labels))
 
     def _keep_finding(self, before: Mapping[str, ModelSource]) -> None:
+        told = ""  # a fault is told once, and not at every look
         while not self._stopped_finding.wait(self._find_seconds):
+            fault = ""
             try:
                 found = self._find()
                 if found != before and not self._stopped_finding.is_set():
@@ -159,9 +161,12 @@ class Models:
                     before = found
                     self.apply(found, wait=self._complete)
             except OSError as error:
-                _LOGGER.warning("the models cannot be listed (%s)", error.strerror)
+                fault = f"the models cannot be listed ({error.strerror})"
             except (UserError, ServingError) as error:
-                _LOGGER.error("the new configuration is not in force: %s", error)
+                fault = f"the new configuration is not in force: {error}"
+            if fault and fault != told:
+                _LOGGER.error("%s", fault)
+            told = fault
 
     def _watch(self, models: Iterable[Model]) -> None:
         for model in models:

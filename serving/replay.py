@@ -75,6 +75,7 @@ def replay(
     rate: float = 0.0,
     clients: int = 8,
     token_file: Path | None = None,
+    ca_file: Path | None = None,
 ) -> dict[str, Any]:
     """Asks a server everything that some files recorded.
 
@@ -85,20 +86,21 @@ def replay(
         rate: requests a second; 0 = as fast as they are answered.
         clients: requests at once.
         token_file: holds the token that the server wants.
+        ca_file: holds the certificate of who signed the server's, or that itself; the connection is encrypted then.
 
     Returns:
         How many were asked, answered, failed by code, differed from the recorded answer (numbers by more than 1e-4 of
         their size), and the quantiles of the times in milliseconds.
 
     Raises:
-        UserError: the files hold no requests.
+        UserError: the files hold no requests, or the certificate cannot be read.
     """
     totals = _Totals()
     metadata = [("authorization", f"Bearer {read_token(token_file)}")] if token_file else []
     options = [("grpc.max_receive_message_length", _MAX_BYTES), ("grpc.max_send_message_length", _MAX_BYTES)]
     asked = 0
     started = time.perf_counter()
-    with grpc.insecure_channel(address, options=options) as channel:
+    with _channel(address, ca_file, options) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         with ThreadPoolExecutor(clients) as pool:
             records = read(files)
@@ -113,6 +115,16 @@ def replay(
     if asked == 0:
         raise UserError(f"{', '.join(map(str, files))}: no requests there.")
     return _summary(totals, asked, time.perf_counter() - started)
+
+
+def _channel(address: str, ca_file: Path | None, options: list[tuple[str, int]]) -> grpc.Channel:
+    if ca_file is None:
+        return grpc.insecure_channel(address, options=options)
+    try:
+        authority = ca_file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{ca_file}: cannot be read ({error.strerror}).") from None
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority), options=options)
 
 
 def _wait_until(moment: float) -> None:

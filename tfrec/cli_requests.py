@@ -15,6 +15,7 @@ def replay(
     rate: Annotated[float, typer.Option(min=0.0, help="Requests a second; 0 = as fast as they are answered.")] = 0.0,
     clients: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
     token_file: Annotated[Path | None, typer.Option(help="The token that the server wants.")] = None,
+    ca_file: Annotated[Path | None, typer.Option(help="Of a server with TLS: who signed its certificate.")] = None,
 ) -> None:
     """Ask a server what was recorded, and compare answers and times.
 
@@ -23,7 +24,7 @@ def replay(
     from serving.replay import replay as ask_again
     from tfrec.tables import document_table, show
 
-    found = ask_again(log, grpc, model=model, rate=rate, clients=clients, token_file=token_file)
+    found = ask_again(log, grpc, model=model, rate=rate, clients=clients, token_file=token_file, ca_file=ca_file)
     show(document_table(found, title="replay"))
 
 

@@ -12,6 +12,7 @@ from serving.models import Models
 from serving.status import Code, ServingError
 from serving.versions import EveryVersion, Model, ModelSource, Retries, Specific, State
 from tests.serving.test_versions import Fake, Loader, available, make, wait_until
+from tfrec.errors import UserError
 
 
 def served(sources: dict[str, ModelSource], load: Any = None, **options: Any) -> Models:
@@ -158,3 +159,22 @@ def test_bad_listing_leaves_everything_as_it_is(tmp_path: Path) -> None:
     wait_until(lambda: asked.count(True) >= 2)
     assert available(models, "a") == [1]
     models.close()
+
+
+def test_lasting_fault_of_the_listing_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, "a/1")
+    looks: list[int] = []
+    faults = {**dict.fromkeys(range(3, 6), "first"), **dict.fromkeys(range(6, 9), "second"), 10: "second"}
+
+    def find() -> dict[str, ModelSource]:
+        looks.append(len(looks))
+        if looks[-1] in faults:
+            raise UserError(faults[looks[-1]])
+        return {"a": ModelSource(tmp_path / "a")}
+
+    models = Models(find, Loader(), poll_seconds=0, find_seconds=0.01)
+    models.start()
+    wait_until(lambda: len(looks) > 12)
+    models.close()
+    told = [record.message.rpartition(": ")[2] for record in caplog.records if "not in force" in record.message]
+    assert told == ["first", "second", "second"]

@@ -14,11 +14,13 @@ import httpx
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tensorflow_serving.apis import prediction_service_pb2_grpc
+from tensorflow_serving.apis import prediction_log_pb2, prediction_service_pb2_grpc
 
 from serving.app import ModelServer
 from serving.guard import Guard, ssl_context
-from serving.settings import Limits, Settings, Tls
+from serving.replay import replay
+from serving.request_log import RequestLog
+from serving.settings import Limits, RequestLogging, Settings, Tls
 from tests.serving.saved_models import Client, predict_request
 from tests.serving.test_grpc import failure
 from tfrec.errors import UserError
@@ -73,6 +75,20 @@ def test_tls_on_both_ports(models: Path, authority: Path, mutual: bool) -> None:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
             code, _ = failure(stub.Predict, predict_request("half", x=2.0), timeout=5)
             assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def test_replay_asks_a_server_with_tls(models: Path, authority: Path, tmp_path: Path) -> None:
+    record = prediction_log_pb2.PredictionLog()
+    record.predict_log.request.CopyFrom(predict_request("half", x=2.0))
+    recorder = RequestLog(RequestLogging(tmp_path / "log"))
+    recorder.offer(record)
+    recorder.close()
+    (log,) = tmp_path.glob("*.tfrecord")
+    with ModelServer(models, rest_port=None, grpc_port=0, settings=Settings(tls=tls(authority))) as server:
+        found = replay([log], f"localhost:{server.grpc_port}", ca_file=authority / "ca.pem")
+    assert (found["answered"], found["errors"]) == (1, {})
+    with pytest.raises(UserError, match=r"none\.pem: cannot be read"):
+        replay([log], "localhost:1", ca_file=tmp_path / "none.pem")
 
 
 def test_certificates_that_cannot_be_used_are_one_line() -> None:
