@@ -63,7 +63,7 @@ class ExactSearch(tf.Module):
         """Positions and cosines `(B, k)`."""
         vectors, inverse_lengths = self.vectors.read_value(), self.inverse_lengths.read_value()
         units = tf.gather(vectors, positions) * tf.gather(inverse_lengths, positions)[:, None]
-        scores = tf.matmul(vectors, units, transpose_b=True) * inverse_lengths[:, None]
+        scores = _dot_products(vectors, units) * inverse_lengths[:, None]
         return _top(scores, k, positions[:, None])
 
 
@@ -169,11 +169,21 @@ def _build(vectors: Matrix, parameters: ScannParameters) -> Any:
 
 
 def _exact(vectors: Tensor, queries: Tensor, k: int, excluded: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    # An item a row: TensorFlow multiplies a tall matrix with a narrow one at a fraction of what the other order costs.
-    scores = tf.matmul(vectors, queries, transpose_b=True)  # (V, B)
+    scores = _dot_products(vectors, queries)  # (V, B)
     if allowed is not None:
         scores = tf.where(allowed, scores, -math.inf)
     return _top(scores, k, excluded)
+
+
+def _dot_products(vectors: Tensor, queries: Tensor) -> Tensor:
+    """`(V, B)`: an item a row, for which TensorFlow takes half the time that a query a row takes, but for one query."""
+    products = tf.cond(
+        tf.shape(queries)[0] == 1,
+        # Not a reshape to (V, 1): from it TensorFlow would infer that there is one query, whatever the condition says.
+        lambda: tf.transpose(tf.matmul(queries, vectors, transpose_b=True)),
+        lambda: tf.matmul(vectors, queries, transpose_b=True),
+    )
+    return tf.ensure_shape(products, [vectors.shape[0], None])
 
 
 def _top(scores: Tensor, k: int, excluded: Tensor) -> tuple[Tensor, Tensor]:

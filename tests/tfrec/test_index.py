@@ -35,6 +35,18 @@ class TestSearches:
         expected = np.take_along_axis(queries @ vectors.T, positions.numpy(), axis=1)
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
 
+    def test_one_query_is_answered_as_among_others(self, make):
+        rng = np.random.default_rng(9)
+        vectors, queries = (rng.normal(size=(size, 6)).astype(np.float32) for size in (1000, 3))
+        search, excluded = make(vectors), np.array([[1, 2], [-1, -1], [999, 0]], np.int32)
+        for row in range(3):
+            one = slice(row, row + 1)
+            positions, scores = search(tf.constant(queries[one]), 8, tf.constant(excluded[one]))
+            assert positions.numpy().tolist() == by_hand(queries[one] @ vectors.T, excluded[one], 8)
+            np.testing.assert_allclose(
+                scores[0], (queries[row] @ vectors.T)[positions.numpy()[0]], rtol=1e-5, atol=1e-6
+            )
+
     def test_nearest_is_by_cosine_without_the_item_itself(self, make):
         rng = np.random.default_rng(1)
         vectors = (rng.normal(size=(30, 4)) * rng.uniform(0.1, 9, size=(30, 1))).astype(np.float32)
