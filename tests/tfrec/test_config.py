@@ -168,7 +168,7 @@ def test_longest_name_is_taken():
         ({"kind": "categorical", "multivalued": True, "separator": ""}, "at least 1 character"),
         ({"kind": "text", "quantiles": 9, "dims_per_group": 4}, "must be at most 4096"),
         ({"kind": "multimodal", "dim": 8}, "`groups` * `dims_per_group` must be at most `dim`"),
-        ({"kind": "txt"}, "'categorical', 'numerical', 'multimodal', 'text' or 'image'"),
+        ({"kind": "txt"}, "'categorical', 'numerical', 'multimodal', 'text', 'image' or 'counter'"),
     ],
 )
 def test_option_that_would_do_nothing_is_refused(keys, message):

