@@ -1,11 +1,10 @@
 """Small untrained runs to export, and raw requests to what was exported."""
 
-import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tests.checks import randomise
+from tests.checks import randomise, seed_weights
 from tests.datasets import TIME_ORIGIN, make_dataset
 from tfrec import publishing
 from tfrec.config import parse
@@ -24,7 +23,7 @@ def make_run(root, *, name="run", config=None, **data):
     dataset = Dataset.open(directory if directory.exists() else make_dataset(directory, **data))
     parsed = parse({"data": {"out": str(directory)}, "model": MODEL, "export": {"k": K}} | (config or {}))
     start_run(root / name, parsed, dataset)
-    keras.utils.set_random_seed(3)
+    seed_weights(3)
     run = Run(root / name, parsed, dataset.schema, dataset, build_model(parsed, dataset))
     save_run(run, {})
     return run
@@ -36,7 +35,7 @@ def make_ranking_run(root, *, labels=("click", "cart"), config=None, **data):
     dataset = Dataset.open(directory if directory.exists() else make_dataset(directory, **data))
     parsed = parse({"data": {"out": str(directory)}, "model": {"name": "din"}} | (config or {}))
     start_run(root / "ranker", parsed, dataset)
-    keras.utils.set_random_seed(3)
+    seed_weights(3)
     model = din(dataset.schema, labels=labels, history_length=LENGTH, embedding_dim=8, hidden_units=(6,))
     catalogue = dataset.catalogue()
     model.set_catalogue(catalogue.codes, catalogue.train_count, catalogue.vectors)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.checks import seed_weights
 from tests.datasets import make_dataset
 from tfrec.config import parse
 from tfrec.data import Dataset
@@ -61,7 +62,7 @@ def started(data, source, *, catalogue=None, **settings):
     config, dataset = configure(data, **settings), Dataset.open(data)
     if catalogue is not None:
         dataset._catalogue = dataclasses.replace(dataset.catalogue(), **catalogue)
-    keras.utils.set_random_seed(7)
+    seed_weights(7)
     model = build_model(config, dataset)
     fresh = weights(model)
     initialize(model, config, dataset, source)

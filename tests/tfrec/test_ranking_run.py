@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.checks import seed_weights
 from tests.datasets import make_dataset
 from tests.tfrec.models.tiny import NAME
 from tests.tfrec.test_training import assert_same_run, history, interrupt_at
@@ -187,7 +188,7 @@ def of_part(weights, part):
 
 def test_item_embeddings_are_taken_over_and_other_tables_start_afresh(data, pretrained):
     config, dataset = configure(data), Dataset.open(data)
-    keras.utils.set_random_seed(0)
+    seed_weights(0)
     model = build_model(config, dataset)
     fresh = named(model)
     inherited = initialize(model, config, dataset, pretrained)

@@ -1,8 +1,7 @@
-import keras
 import numpy as np
 import pytest
 
-from tests.checks import check_layer, randomise, run
+from tests.checks import check_layer, randomise, run, seed_weights
 from tests.tfrec.layers.references import weights_of
 from tfrec.layers.adaptive_activation import AdaptiveActivation
 from tfrec.layers.label_heads import LabelHeads
@@ -128,7 +127,7 @@ def test_kind_of_activation_is_checked():
 
 
 def test_mlp_takes_an_adaptive_activation():
-    keras.utils.set_random_seed(0)
+    seed_weights(0)
     mlp = MLP([4], 2, activation="prelu")
     x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
     mlp.build(x.shape)

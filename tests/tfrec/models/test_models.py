@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.checks import check_model, gradients, randomise, to_numpy
+from tests.checks import check_model, gradients, randomise, seed_weights, to_numpy
 from tests.tfrec.models.made import NUM_ITEMS, SIZES, make_batch, make_catalogue, make_query, make_schema
 from tfrec.errors import UsageError
 from tfrec.models import build
@@ -36,7 +36,7 @@ LEARNERS = [pytest.param(name, marks=ONLY_TENSORFLOW if name == "two_tower" else
 
 
 def make(name, schema=None, objective=None, *, request_time=False, random=True, **options):
-    keras.utils.set_random_seed(0)
+    seed_weights(0)
     model = build(
         schema or make_schema(), {"name": name, **SMALL[name], **options}, objective, request_time=request_time
     )

@@ -2,11 +2,10 @@
 
 from functools import cache
 
-import keras
 import numpy as np
 import pytest
 
-from tests.checks import check_ranking_model, compiled, gradients, randomise, to_numpy
+from tests.checks import check_ranking_model, compiled, gradients, randomise, seed_weights, to_numpy
 from tests.tfrec.models.made import NUM_ITEMS, SIZES, make_catalogue, make_ranking_batch, make_schema
 from tfrec.errors import UsageError
 from tfrec.models import build
@@ -32,7 +31,7 @@ OPTIONS = {
 
 
 def make(name, schema=None, *, labels="all", random=False, **options):
-    keras.utils.set_random_seed(0)
+    seed_weights(0)
     schema = schema or make_schema(labels=LABELS)
     model = build(schema, {"name": name, **SMALL, **OPTIONS[name], **options}, labels=labels)
     model.set_catalogue(*make_catalogue())

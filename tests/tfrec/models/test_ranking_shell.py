@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.checks import check_ranking_model, randomise, to_numpy
+from tests.checks import check_ranking_model, randomise, seed_weights, to_numpy
 from tests.tfrec.models.made import NUM_ITEMS, SIZES, make_catalogue, make_ranking_batch, make_schema
 from tests.tfrec.models.tiny import NAME
 from tfrec.errors import UsageError
@@ -16,7 +16,7 @@ LABELS = ("click", "cart")
 
 
 def make(objective=None, *, labels="all", **options):
-    keras.utils.set_random_seed(0)
+    seed_weights(0)
     model = build(make_schema(labels=LABELS), {"name": NAME, **options}, objective, labels=labels)
     model.set_catalogue(*make_catalogue())
     return model

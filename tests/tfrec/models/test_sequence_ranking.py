@@ -2,12 +2,20 @@
 
 import functools
 
-import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from tests.checks import check_ranking_model, compiled, count_parameters, gradients, learn, randomise, to_numpy
+from tests.checks import (
+    check_ranking_model,
+    compiled,
+    count_parameters,
+    gradients,
+    learn,
+    randomise,
+    seed_weights,
+    to_numpy,
+)
 from tests.tfrec.models.made import NUM_ITEMS, SIZES, make_catalogue, make_ranking_batch, make_schema
 from tfrec.errors import UsageError
 from tfrec.models import build
@@ -30,7 +38,7 @@ def make_ranking_schema(**options):
 
 
 def make(name, schema=None, *, random=True, objective=None, **options):
-    keras.utils.set_random_seed(0)
+    seed_weights(0)
     model = build(schema or make_ranking_schema(), {"name": name, **SMALL, **options}, objective, labels=LABELS)
     model.set_catalogue(*make_catalogue())
     if random:

@@ -1,10 +1,9 @@
 """Numbers whose standardised values models read beside their bins."""
 
-import keras
 import numpy as np
 import pytest
 
-from tests.checks import randomise, to_numpy
+from tests.checks import randomise, seed_weights, to_numpy
 from tests.tfrec.models.made import NUM_ITEMS, make_catalogue, make_query, make_schema
 from tfrec.models import build
 from tfrec.schema import Feature
@@ -16,7 +15,7 @@ OPTIONS = {"embedding_dim": 8, "history_length": 16, "dropout": 0.0}
 
 def make_model(name, values, **options):
     """A model of a catalogue in which every item has the same bin of price, and `values` within it."""
-    keras.utils.set_random_seed(0)
+    seed_weights(0)
     schema = make_schema()
     price = Feature(
         name="price",
