@@ -125,9 +125,9 @@ def rank(version: Path, run: Path, queries: list[tuple[list[str], str]], raw: di
     inputs = {name: tf.constant(values.tolist()) for name, values in raw.items()}
     cold_vectors = loaded["encode_item"](item_id=tf.constant(cold_ids), **inputs)["vector"].numpy()
     ids = [*(catalogue.item_ids[item] for item in catalogue.candidates), *cold_ids]
-    places = {item: place for place, item in enumerate(ids)}
+    codes = {item: code for code, item in enumerate(ids, FIRST_VALUE)}  # the first column is item 2
     vectors = np.concatenate([warm_vectors, cold_vectors]).T
-    target = np.array([places[item] for _, item in queries])
+    target = np.array([codes[item] for _, item in queries])
     better, equal = np.zeros(len(queries), np.int32), np.zeros(len(queries), np.int32)
     for start in range(0, len(queries), AT_ONCE):
         rows = [history for history, _ in queries[start : start + AT_ONCE]]
@@ -135,9 +135,9 @@ def rank(version: Path, run: Path, queries: list[tuple[list[str], str]], raw: di
         lengths = tf.constant([len(row) for row in rows], tf.int32)
         histories = tf.constant([row + [""] * (width - len(row)) for row in rows])
         users = loaded["encode_user"](history_item_ids=histories, history_length=lengths)["vector"].numpy()
-        seen = np.full((len(rows), width), -1)
+        seen = np.zeros((len(rows), width), np.int32)
         for index, row in enumerate(rows):
-            seen[index, : len(row)] = [places[item] for item in row]
+            seen[index, : len(row)] = [codes[item] for item in row]
         now = slice(start, start + len(rows))
         better[now], equal[now] = count_better(users @ vectors, target[now], seen)
     return as_ranks(better, equal)
