@@ -17,7 +17,7 @@ from tensorflow_serving.apis import prediction_log_pb2, prediction_service_pb2_g
 from serving.guard import read_token
 from serving.status import ServingError
 from serving.tensor_proto import from_proto
-from tfrec.errors import UserError
+from tfrec.errors import UsageError, UserError
 
 _METHODS = {
     "predict_log": "Predict",
@@ -76,6 +76,8 @@ def replay(
     clients: int = 8,
     token_file: Path | None = None,
     ca_file: Path | None = None,
+    cert_file: Path | None = None,
+    key_file: Path | None = None,
 ) -> dict[str, Any]:
     """Asks a server everything that some files recorded.
 
@@ -87,20 +89,24 @@ def replay(
         clients: requests at once.
         token_file: holds the token that the server wants.
         ca_file: holds the certificate of who signed the server's, or that itself; the connection is encrypted then.
+        cert_file: holds the client's own certificate, for a server that asks for one.
+        key_file: holds the private key of that certificate.
 
     Returns:
         How many were asked, answered, failed by code, differed from the recorded answer (numbers by more than 1e-4 of
         their size), and the quantiles of the times in milliseconds.
 
     Raises:
-        UserError: the files hold no requests, or the certificate cannot be read.
+        UserError: the files hold no requests, or a certificate or key cannot be read.
+        UsageError: of the certificate, its key and the authority one is missing.
     """
+    credentials = _credentials(ca_file, cert_file, key_file)
     totals = _Totals()
     metadata = [("authorization", f"Bearer {read_token(token_file)}")] if token_file else []
     options = [("grpc.max_receive_message_length", _MAX_BYTES), ("grpc.max_send_message_length", _MAX_BYTES)]
     asked = 0
     started = time.perf_counter()
-    with _channel(address, ca_file, options) as channel:
+    with _channel(address, credentials, options) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         with ThreadPoolExecutor(clients) as pool:
             records = read(files)
@@ -117,14 +123,29 @@ def replay(
     return _summary(totals, asked, time.perf_counter() - started)
 
 
-def _channel(address: str, ca_file: Path | None, options: list[tuple[str, int]]) -> grpc.Channel:
+def _credentials(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> grpc.ChannelCredentials | None:
+    """What the connection is encrypted with; None where it is not."""
+    if (cert_file is None) != (key_file is None):
+        raise UsageError("replay: a client's certificate and its key go together; give --cert-file and --key-file.")
     if ca_file is None:
-        return grpc.insecure_channel(address, options=options)
+        if cert_file is not None:
+            raise UsageError("replay: a client's certificate is for a server with TLS; give --ca-file too.")
+        return None
+    key, certificate = (None if path is None else _read_pem(path) for path in (key_file, cert_file))
+    return grpc.ssl_channel_credentials(_read_pem(ca_file), key, certificate)
+
+
+def _read_pem(path: Path) -> bytes:
     try:
-        authority = ca_file.read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{ca_file}: cannot be read ({error.strerror}).") from None
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority), options=options)
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def _channel(address: str, credentials: grpc.ChannelCredentials | None, options: list[tuple[str, int]]) -> grpc.Channel:
+    if credentials is None:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, credentials, options=options)
 
 
 def _wait_until(moment: float) -> None:

@@ -16,6 +16,10 @@ def replay(
     clients: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
     token_file: Annotated[Path | None, typer.Option(help="The token that the server wants.")] = None,
     ca_file: Annotated[Path | None, typer.Option(help="Of a server with TLS: who signed its certificate.")] = None,
+    cert_file: Annotated[
+        Path | None, typer.Option(help="Your own certificate, for a server that asks clients for theirs.")
+    ] = None,
+    key_file: Annotated[Path | None, typer.Option(help="The private key of that certificate.")] = None,
 ) -> None:
     """Ask a server what was recorded, and compare answers and times.
 
@@ -24,7 +28,17 @@ def replay(
     from serving.replay import replay as ask_again
     from tfrec.tables import document_table, show
 
-    found = ask_again(log, grpc, model=model, rate=rate, clients=clients, token_file=token_file, ca_file=ca_file)
+    found = ask_again(
+        log,
+        grpc,
+        model=model,
+        rate=rate,
+        clients=clients,
+        token_file=token_file,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
+    )
     show(document_table(found, title="replay"))
 
 

@@ -1,6 +1,7 @@
 """Who may ask, over which kind of connection, and how much (section K12 of the conformance checklist)."""
 
 import gzip
+import re
 import socket
 import ssl
 import subprocess
@@ -15,6 +16,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import prediction_log_pb2, prediction_service_pb2_grpc
+from typer.testing import CliRunner
 
 from serving.app import ModelServer
 from serving.guard import Guard, ssl_context
@@ -23,7 +25,8 @@ from serving.request_log import RequestLog
 from serving.settings import Limits, RequestLogging, Settings, Tls
 from tests.serving.saved_models import Client, predict_request
 from tests.serving.test_grpc import failure
-from tfrec.errors import UserError
+from tfrec.cli import app
+from tfrec.errors import UsageError, UserError
 
 TOKEN = "a-token-of-24-characters"
 PREDICT = "/v1/models/half:predict"
@@ -77,18 +80,51 @@ def test_tls_on_both_ports(models: Path, authority: Path, mutual: bool) -> None:
             assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
-def test_replay_asks_a_server_with_tls(models: Path, authority: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A request log of one question."""
     record = prediction_log_pb2.PredictionLog()
     record.predict_log.request.CopyFrom(predict_request("half", x=2.0))
     recorder = RequestLog(RequestLogging(tmp_path / "log"))
     recorder.offer(record)
     recorder.close()
-    (log,) = tmp_path.glob("*.tfrecord")
+    (path,) = tmp_path.glob("*.tfrecord")
+    return path
+
+
+def test_replay_asks_a_server_with_tls(models: Path, authority: Path, log: Path) -> None:
     with ModelServer(models, rest_port=None, grpc_port=0, settings=Settings(tls=tls(authority))) as server:
         found = replay([log], f"localhost:{server.grpc_port}", ca_file=authority / "ca.pem")
     assert (found["answered"], found["errors"]) == (1, {})
-    with pytest.raises(UserError, match=r"none\.pem: cannot be read"):
-        replay([log], "localhost:1", ca_file=tmp_path / "none.pem")
+
+
+def test_replay_shows_its_certificate_to_a_server_that_asks(models: Path, authority: Path, log: Path) -> None:
+    ca, certificate, key = (authority / name for name in ("ca.pem", "client.pem", "client.key"))
+    settings = Settings(tls=tls(authority, custom_ca=ca.read_text(), client_verify=True))
+    with ModelServer(models, rest_port=None, grpc_port=0, settings=settings) as server:
+        address = f"localhost:{server.grpc_port}"
+        command = ["replay", str(log), "--grpc", address, "--ca-file", str(ca)]
+        shown = CliRunner().invoke(app, [*command, "--cert-file", str(certificate), "--key-file", str(key)])
+        unknown = replay([log], address, ca_file=ca)
+    assert shown.exit_code == 0, shown.output
+    assert re.search(r"answered\s+.*\b1\b", shown.output)
+    assert (unknown["answered"], unknown["errors"]) == (0, {"UNAVAILABLE": 1})
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "message"),
+    [
+        (["ca_file"], UserError, r"ca_file\.pem: cannot be read"),
+        (["ca_file", "cert_file"], UsageError, "give --cert-file and --key-file"),
+        (["ca_file", "key_file"], UsageError, "give --cert-file and --key-file"),
+        (["cert_file", "key_file"], UsageError, "give --ca-file too"),
+    ],
+)
+def test_replay_with_half_a_certificate_is_one_line(
+    log: Path, tmp_path: Path, files: list[str], error: type[UserError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        replay([log], "localhost:1", **{name: tmp_path / f"{name}.pem" for name in files})
 
 
 def test_certificates_that_cannot_be_used_are_one_line() -> None:
