@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from serving import app, flags, model_config, text_protos
-from serving.settings import Batching
 
 
 def read_dockerfile(path: Path) -> dict[str, str]:
@@ -68,15 +67,23 @@ def test_image_runs_the_built_in_server_as_nobody_special() -> None:
     assert str(kubernetes[0]["spec"]["template"]["spec"]["securityContext"]["runAsUser"]) == found["USER"]
 
 
-def test_kubernetes_runs_the_built_in_server_with_probes() -> None:
+def test_kubernetes_runs_the_built_in_server_with_probes(tmp_path: Path) -> None:
     documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text("utf-8")))
     by_kind = {document["kind"]: document for document in documents}
-    assert set(by_kind) == {"Deployment", "Service"}
+    assert set(by_kind) == {"Deployment", "ConfigMap", "Service"}
     pod = by_kind["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    command = flags.parse([part for part in container["args"] if not part.startswith("--token-file")])
+    for name, text in by_kind["ConfigMap"]["data"].items():
+        (tmp_path / name).write_text(text)
+    arguments = [part.replace("=/config/", f"={tmp_path}/") for part in container["args"]]
+    command = flags.parse([part for part in arguments if not part.startswith("--token-file")])
     assert (command.models, command.serve["host"]) == (Path("/models"), "0.0.0.0")
-    assert isinstance(command.serve["settings"].batching, Batching)
+    batching = command.serve["settings"].batching
+    assert batching == text_protos.read_batching(DEPLOY / "batching_parameters.txt")
+    assert (batching.pad_variable_length_inputs, batching.allowed_batch_sizes) == (True, (1, 4, 8, 16, 24, 32))
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert mounts["/config"]["configMap"]["name"] == by_kind["ConfigMap"]["metadata"]["name"]
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
     waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
