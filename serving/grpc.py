@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -208,49 +208,70 @@ class ModelService(_Service, model_service_pb2_grpc.ModelServiceServicer):
         return response
 
 
-class _TokenInterceptor(grpc.ServerInterceptor):
-    """Turns away calls without the token, health checks excepted."""
+class _Methods(grpc.GenericRpcHandler):
+    """The methods of all services, whose calls are let in and parsed here.
+
+    Interceptors, which are made for both, are put together anew for every call. And gRPC's library, where it parses
+    requests, never frees the calls whose bytes are no message (16 KB each).
+
+    Args:
+        guard: who may call; health checks are open to everyone.
+    """
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
+        self._services: list[grpc.GenericRpcHandler] = []
+        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
 
-    def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
-        """Chooses the handler of a call."""
-        shown = dict(details.invocation_metadata).get("authorization", "")
-        shown = shown.encode("latin-1", "replace") if isinstance(shown, str) else shown
-        if details.method.startswith(_HEALTH) or self._guard.admits(shown):
-            return continuation(details)
-        return grpc.unary_unary_rpc_method_handler(_turn_away)
+    def add_generic_rpc_handlers(self, services: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Takes a service, as generated code gives it to a server."""
+        self._services.extend(services)
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+        """Newer generated code gives a service a second time, to a server that tells its methods apart itself."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """Chooses the handler of a call, None for a method that no service has."""
+        method = handler_call_details.method
+        if not method.startswith(_HEALTH) and not self._guard.admits(_authorization(handler_call_details)):
+            return _NOT_ADMITTED
+        if method not in self._handlers:
+            found = (service.service(handler_call_details) for service in self._services)
+            handler = next((handler for handler in found if handler is not None), None)
+            if handler is None:
+                return None
+            self._handlers[method] = _parsing(handler)
+        return self._handlers[method]
+
+
+def _authorization(details: grpc.HandlerCallDetails) -> bytes:
+    shown = next((value for name, value in details.invocation_metadata if name == "authorization"), "")
+    return shown.encode("latin-1", "replace") if isinstance(shown, str) else shown
 
 
 def _turn_away(request: Any, context: grpc.ServicerContext) -> None:
     context.abort(grpc.StatusCode.UNAUTHENTICATED, "The request must carry the server's token: authorization: Bearer.")
 
 
-class _ParsingInterceptor(grpc.ServerInterceptor):
-    """Parses requests itself: gRPC's library never frees the calls whose bytes are no message (16 KB each)."""
-
-    def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
-        """Chooses the handler of a call."""
-        handler = continuation(details)
-        if handler is None:
-            return None
-        if handler.unary_stream is not None:
-            answer, build = handler.unary_stream, grpc.unary_stream_rpc_method_handler
-        else:
-            answer, build = handler.unary_unary, grpc.unary_unary_rpc_method_handler
-        return build(_parsing(handler.request_deserializer, answer), None, handler.response_serializer)
+_NOT_ADMITTED = grpc.unary_unary_rpc_method_handler(_turn_away)
 
 
-def _parsing(parse: Callable[[bytes], Any] | None, answer: Callable[..., Any]) -> Callable[..., Any]:
+def _parsing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    """The same handler, given bytes."""
+    if handler.unary_stream is not None:
+        answer, build = handler.unary_stream, grpc.unary_stream_rpc_method_handler
+    else:
+        answer, build = handler.unary_unary, grpc.unary_unary_rpc_method_handler
+    parse = handler.request_deserializer
+
     def call(message: bytes, context: grpc.ServicerContext) -> Any:
         try:
-            request = message if parse is None else parse(message)
+            request = parse(message)
         except DecodeError:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The request's bytes are no message of this method.")
         return answer(request, context)
 
-    return call
+    return build(call, None, handler.response_serializer)
 
 
 class GrpcServer:
@@ -276,14 +297,15 @@ class GrpcServer:
         }
         self._server = grpc.server(
             ThreadPoolExecutor(settings.threads, "grpc"),
-            interceptors=[_ParsingInterceptor(), _TokenInterceptor(core.guard)],
             options=list(options.items()),
             maximum_concurrent_rpcs=settings.limits.max_concurrent_requests,
         )
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(core), self._server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(core), self._server)
         self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        methods = _Methods(core.guard)
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(core), methods)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(core), methods)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)
+        self._server.add_generic_rpc_handlers((methods,))
         self.set_serving(False)
         self.port: int | None = None
         if port is not None:

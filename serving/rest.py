@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class RestApplication:
         self._is_ready = is_ready
         self._page = page
         self._running = 0
-        self._tasks: set[asyncio.Task[bytes]] = set()  # a loop itself forgets those that nobody holds
+        self._answers: set[asyncio.Future[bytes]] = set()  # a loop itself forgets those that nobody holds
         self._batches = core.settings.batching is not None or core.settings.per_model_batching
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -118,7 +119,7 @@ class RestApplication:
         if target.is_inference:
             body = await bodies.read(headers, receive, self._limits)
             if self._batches and target.method == "predict" and len(body) <= _SMALL_BODY_BYTES:
-                return 200, await self._in_time(self._predict_in_batch(target, body)), _JSON
+                return 200, await self._on_loop(self._predict_in_batch, target, body), _JSON
             return 200, await self._in_thread(self._infer, target, body), _JSON
         return 200, (self._metadata if target.method == "metadata" else self._status)(target).encode(), _JSON
 
@@ -158,30 +159,31 @@ class RestApplication:
             )
 
     async def _in_thread(self, answer: Callable[..., bytes], *arguments: Any) -> bytes:
-        async def run() -> bytes:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, answer, *arguments)
+        loop = asyncio.get_running_loop()
+        return await self._in_time(partial(loop.run_in_executor, self._executor, answer, *arguments))
 
-        return await self._in_time(run())
+    async def _on_loop(self, answer: Callable[..., Coroutine[Any, Any, bytes]], *arguments: Any) -> bytes:
+        loop = asyncio.get_running_loop()
+        return await self._in_time(lambda: loop.create_task(answer(*arguments)))
 
-    async def _in_time(self, answer: Coroutine[Any, Any, bytes]) -> bytes:
+    async def _in_time(self, begin: Callable[[], asyncio.Future[bytes]]) -> bytes:
         """Waits for an answer; its request counts as running until it is there, even past the deadline."""
         if self._running >= self._limits.max_concurrent_requests:
-            answer.close()
             raise ServingError(Code.UNAVAILABLE, "The server is handling as many requests as it may; try again.")
+        answer = begin()
         self._running += 1
-        task = asyncio.get_running_loop().create_task(answer)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        done, _ = await asyncio.wait([task], timeout=self._limits.deadline_seconds)
+        self._answers.add(answer)
+        answer.add_done_callback(self._finished)
+        done, _ = await asyncio.wait([answer], timeout=self._limits.deadline_seconds)
         if not done:
             raise ServingError(Code.DEADLINE_EXCEEDED, "Timed out: the request took longer than its deadline.")
-        return task.result()
+        return answer.result()
 
-    def _finished(self, task: "asyncio.Task[bytes]") -> None:
+    def _finished(self, answer: asyncio.Future[bytes]) -> None:
         self._running -= 1
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen: one that came after the deadline has nobody left to tell
+        self._answers.discard(answer)
+        if not answer.cancelled():
+            answer.exception()  # seen: one that came after the deadline has nobody left to tell
 
     def _infer(self, target: Target, body: bytes) -> bytes:
         answer = self._predict if target.method == "predict" else self._classify_or_regress

@@ -7,6 +7,7 @@ here too.
 import importlib
 import importlib.util
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
@@ -41,7 +42,7 @@ class SavedModelServable:
     Args:
         directory: the version directory; it may vanish once this returns.
         intra_op_threads: threads of one operation; 0 = one a processor.
-        inter_op_threads: operations at once; 0 = one a processor.
+        inter_op_threads: operations at once; 0 = one a processor, and on a single one in the thread that calls.
 
     Raises:
         ServingError: the version is incomplete, altered, or does not load.
@@ -51,7 +52,8 @@ class SavedModelServable:
         check_files(directory)
         _check_operations(_operations(directory), directory)
         config = config_pb2.ConfigProto(
-            intra_op_parallelism_threads=intra_op_threads, inter_op_parallelism_threads=inter_op_threads
+            intra_op_parallelism_threads=intra_op_threads,
+            inter_op_parallelism_threads=inter_op_threads or _inter_op_threads(),
         )
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
@@ -104,6 +106,12 @@ class SavedModelServable:
         """Frees the session and everything in it."""
         self._callables.clear()
         self._session.close()
+
+
+def _inter_op_threads() -> int:
+    """On one processor a thread for operations only costs the way there and back: -1 is the calling thread."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return -1 if processors == 1 else 0
 
 
 def _names(tensors: Mapping[str, Tensor]) -> list[str]:

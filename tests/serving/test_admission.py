@@ -1,5 +1,6 @@
 """What is served and what is refused: the corruption table, manifests, warm-up."""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.loading import Loader
-from serving.servable import WARMUP_REQUESTS
+from serving.servable import WARMUP_REQUESTS, SavedModelServable
 from serving.status import Code, ServingError
 from serving.versions import Model, ModelSource, State
 from tests.serving.saved_models import publish, save_vocabulary, warmup_record, write_warmup
@@ -290,3 +291,23 @@ def test_python_function_is_refused(tmp_path: Path) -> None:
     error = refusal(tmp_path / "1")
     assert error.code == Code.FAILED_PRECONDITION
     assert "No OpKernel was registered to support Op 'EagerPyFunc'" in error.message
+
+
+@pytest.mark.parametrize(("processors", "asked", "threads"), [({5}, 0, -1), ({0, 1}, 0, 0), ({5}, 2, 2)])
+def test_on_one_processor_operations_run_in_the_thread_that_calls(
+    vocabulary: Path, monkeypatch: pytest.MonkeyPatch, processors: set[int], asked: int, threads: int
+) -> None:
+    sessions = []
+
+    class Session(tf.compat.v1.Session):
+        def __init__(self, *, graph: tf.Graph, config: Any) -> None:
+            super().__init__(graph=graph, config=config)
+            sessions.append(config)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: processors)
+    monkeypatch.setattr(tf.compat.v1, "Session", Session)
+    loaded = SavedModelServable(vocabulary, inter_op_threads=asked)
+    found = loaded.run("serving_default", {"word": np.array([b"c"], dtype=object)})
+    loaded.close()
+    assert [config.inter_op_parallelism_threads for config in sessions] == [threads]
+    assert found["code"].tolist() == [2]
