@@ -16,7 +16,6 @@ import argparse
 import importlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -71,8 +70,8 @@ def faiss_ivf(items: Any, queries: Any, directory: Path, *, codes: str) -> Setti
     index.train(items[np.random.default_rng(0).permutation(len(items))[:100_000]])
     index.add(items)
     inside = faiss.extract_index_ivf(index.base_index)
-    for factor in (2, 4, 8):
-        for probes in (4, 8, 16, 32, 64, 128, 256):
+    for factor in (2, 4, 8, 16):
+        for probes in (8, 16, 32, 64, 128, 256, 512):
             if probes > lists:
                 break
             index.k_factor, inside.nprobe = factor, probes
@@ -125,14 +124,14 @@ def work(library: str, directory: Path) -> None:
     items, queries, truth = (np.load(directory / f"{name}.npy") for name in ("items", "queries", "truth"))
     asked = queries[:QUERIES]
     importlib.import_module(LIBRARIES[library])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     started = time.perf_counter()
     points: list[dict[str, Any]] = []
     build, peak = None, 0.0
     for setting, search in start(library, items, queries, directory):
         if build is None:
             build = time.perf_counter() - started
-            peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1 << 10)
+            peak = resident("VmHWM") - before
         found = np.concatenate([search(asked[row : row + BATCH]) for row in range(0, QUERIES, BATCH)])
         reached = float(np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(found, truth, strict=True)]))
         if reached < LEAST:
@@ -141,6 +140,12 @@ def work(library: str, directory: Path) -> None:
         points.append({"setting": setting, "recall": round(reached, 4), **qps})
     seconds = round(build or 0.0, 1)
     print(json.dumps({"library": library, "build_seconds": seconds, "peak_mib": round(peak), "points": points}))
+
+
+def resident(field: str) -> float:
+    """MiB of memory that this process has (`VmRSS`) or had at most (`VmHWM`)."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / (1 << 10)
 
 
 def rate(search: Search, queries: Any, size: int, seconds: float = 1.0) -> float:
@@ -171,18 +176,17 @@ def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """QPS over recall, a line a library, a panel a batch size: only settings that no other one of it dominates."""
-    from matplotlib.figure import Figure
+    from tfrec.charts import line_charts, write_chart
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for panel, size in zip(figure.subplots(1, 2), (1, BATCH), strict=True):
+    panels: dict[str, Any] = {}
+    for size in (1, BATCH):
+        lines = panels.setdefault(f"queries a second, {size} at once", {})
         for result in results:
             points = [(point["recall"], point[f"qps_{size}"]) for point in result["points"]]
             front = sorted(p for p in points if not any(o[0] >= p[0] and o[1] > p[1] for o in points))
-            panel.plot(*zip(*front, strict=True), "o-", markersize=3, label=result["library"]) if front else None
-        panel.set(title=f"batch {size}", xlabel="recall@100", ylabel="queries a second", yscale="log")
-        panel.grid(visible=True, alpha=0.3)
-        panel.legend()
-    figure.savefig(path)
+            if front:
+                lines[result["library"]] = tuple(zip(*front, strict=True))
+    write_chart(path, line_charts(panels, x="recall@100", logarithmic="y"))
 
 
 def main() -> None:
@@ -191,7 +195,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=200_000)
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="their environment")
     parser.add_argument("--vectors", type=Path, help="written by benchmarks.embeddings; default: made up")
-    parser.add_argument("--picture", type=Path, help="a file for the plot")
+    parser.add_argument("--picture", type=Path, help="an .svg for the plot")
     parser.add_argument("--library", choices=LIBRARIES, help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -124,7 +124,7 @@ def drawn(rows: list[dict]) -> str:
     faster = {name: [dense / own for dense, own in zip(times["dense"], times[name], strict=True)] for name in NAMES}
     charts = {"milliseconds a step": times, "times as fast as dense attention": faster}
     series = {title: {name: (lengths, values) for name, values in lines.items()} for title, lines in charts.items()}
-    return line_charts(series, x="events", logarithmic=True)
+    return line_charts(series, x="events", logarithmic="xy")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.rcsetup import cycler
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from tfrec.comparison import Measured
@@ -70,7 +70,11 @@ def interval_chart(found: Sequence[Measured]) -> str:
 
 
 def line_charts(
-    charts: Mapping[str, Series], *, x: str, marked: Mapping[str, float] | None = None, logarithmic: bool = False
+    charts: Mapping[str, Series],
+    *,
+    x: str,
+    marked: Mapping[str, float] | None = None,
+    logarithmic: Literal["", "y", "xy"] = "",
 ) -> str:
     """A panel a title, in each a line a name, alike in colour over all panels.
 
@@ -78,19 +82,22 @@ def line_charts(
         charts: title -> lines.
         x: what the x axes show.
         marked: name -> place on the x axis at which that line is marked.
-        logarithmic: both axes are, by powers of two along x: places and values must be positive.
+        logarithmic: which axes are, along x by powers of two; what they show must be positive.
     """
     names = list(dict.fromkeys(name for lines in charts.values() for name in lines))
     with _panels(len(charts), height=2.5) as (panels, drawn):
         for panel, (title, lines) in zip(panels, charts.items(), strict=True):
             panel.set(title=_plain(title), xlabel=x)
-            if logarithmic:
+            if "x" in logarithmic:
                 panel.set_xscale("log", base=2)
-                panel.set_yscale("log")
-                for axis in (panel.xaxis, panel.yaxis):
-                    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+                panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
             else:
                 panel.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=x in _COUNTED))
+            if "y" in logarithmic:
+                panel.set_yscale("log")
+                for formats in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+                    formats(StrMethodFormatter("{x:,g}"))
+                panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             for name, (places, values) in lines.items():
                 colour = _colour(names.index(name))
                 style = "o-" if len(places) < _FEW else "-"

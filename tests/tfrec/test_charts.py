@@ -36,7 +36,7 @@ def test_times_that_grow_by_a_power_are_a_straight_line_where_axes_are_logarithm
         )
         return np.diff(points, axis=0), {node.text for node in root.iter("text")}
 
-    steps, texts = corners(logarithmic=True)
+    steps, texts = corners(logarithmic="xy")
     np.testing.assert_allclose(steps[0], steps[1], atol=0.01)
     assert {"256", "1,024", "4,096"} <= texts
     steps, _ = corners()
