@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py amazon_beauty            # every row; what is finished is not done again
     python benchmarks/quality.py amazon_beauty --rows sasrec heterrec --table-only
+    python benchmarks/quality.py movielens_1m_20 --curves docs/movielens_1m_20.svg # and draws the trainings
 
 Each row is a configuration of configs/ with overrides, trained once a seed by `tfrec train` and judged by `tfrec
 evaluate` in processes of their own; a dataset that is missing is made first. Rows of a peer are made by its script in
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from tfrec.charts import line_charts, write_chart
 from tfrec.comparison import Measured, differences, mean_over_seeds, measured_ranks
 from tfrec.config import load
 from tfrec.data import Dataset
@@ -100,6 +102,20 @@ def _slug(name: str) -> str:
     return re.sub(r"\W+", "_", name.replace("/", ""))
 
 
+def _curves_of_movielens(epochs: int, *models: str) -> tuple[Row, ...]:
+    """Rows of few epochs, all trained alike, with the rating before the last held out to draw the training by."""
+    changes = (
+        f"training.epochs={epochs}",
+        "training.length_buckets=true",
+        "data.split={kind: leave_one_out}",
+        "data.out=datasets/movielens_1m_validation",
+    )
+    return tuple(
+        Row(model, f"{model}_movielens_1m", overrides=changes, against=None if model == "sasrec" else "sasrec")
+        for model in models
+    )
+
+
 AT_10_TO_200 = tuple(f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (10, 50, 100, 200))
 
 TABLES = {
@@ -136,6 +152,7 @@ TABLES = {
             Row("hstu", "hstu_movielens_1m", overrides=("training.epochs=10",), against="hstu, PyTorch"),
         ),
     ),
+    "movielens_1m_20": Table(AT_10_TO_200, _curves_of_movielens(20, "sasrec", "two_tower", "hstu", "heterrec")),
 }
 
 
@@ -218,6 +235,19 @@ def tables(table: Table, chosen: list[Row], runs: Path) -> tuple[str, dict[str, 
     return f"{means}\n{paired}", document
 
 
+def curves(rows: list[Row], runs: Path) -> str:
+    """What validation said of the first seeds after each epoch: losses of different objectives cannot be compared."""
+    panels: dict[str, dict[str, tuple[list[int], list[float]]]] = {"recall@10": {}, "ndcg@10": {}}
+    for row in rows:
+        lines = (run_directories(row, runs)[0] / "logs" / "metrics.jsonl").read_text("utf-8").splitlines()
+        judged = [entry for entry in map(json.loads, lines) if "validation" in entry]
+        for metric, panel in panels.items():
+            if judged:
+                epochs = [entry["epoch"] for entry in judged]
+                panel[row.name] = (epochs, [entry["validation"][metric] for entry in judged])
+    return line_charts({f"{metric}, validation": panel for metric, panel in panels.items()}, x="epoch")
+
+
 def main() -> None:
     """Makes the rows that are missing, prints both tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -225,6 +255,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", help="names of rows; all by default")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--table-only", action="store_true", help="train nothing, show what is finished")
+    parser.add_argument("--curves", type=Path, help="an .svg for the trainings by epoch")
     arguments = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     table, runs = TABLES[arguments.table], arguments.runs.resolve()
@@ -235,6 +266,8 @@ def main() -> None:
     finished = [row for row in chosen if finished_seeds(row, runs)]
     text, document = tables(table, finished, runs)
     print(text)
+    if arguments.curves:
+        write_chart(arguments.curves, curves(finished, runs))
     print(json.dumps({"table": arguments.table, "rows": document}))
 
 
