@@ -7,6 +7,7 @@ fails, its requests run one by one, so that each gets its own answer or its own 
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -26,7 +28,13 @@ from serving.status import Code, ServingError, invalid_argument
 time_limit: ContextVar[float | None] = ContextVar("time_limit", default=None)
 """When the request that this thread answers must be done, as a time of `time.monotonic`; None = whenever."""
 
+# How many values rows may be filled up with for each that was sent, and in any case: else a long request, or two that
+# are long in different ways, would make a batch of many times their memory.
+_FILLING = 3
+_FREE_FILLING = 1 << 18
+
 _Key = tuple[tuple[str, tuple[int, ...]], ...]
+_Shapes = tuple[tuple[int, ...], ...]
 _Waiter = threading.Event | asyncio.Future[None]
 
 
@@ -42,6 +50,11 @@ class _Task:
     entered: float = field(default_factory=time.monotonic)
     outputs: Arrays | None = None
     error: BaseException | None = None
+
+    @cached_property
+    def row_shapes(self) -> _Shapes:
+        """The shapes of one row of each input."""
+        return tuple(array.shape[1:] for array in self.inputs.values())
 
     def result(self) -> Arrays:
         if self.error is not None:
@@ -69,15 +82,45 @@ class _Queue:
         """The first request and those behind it that fit into one batch with it."""
         first = self.tasks[0]
         taken: list[_Task] = []
-        rows = 0
+        filled = _Filled(first.row_shapes)
         for task in self.tasks:
-            if task.key == first.key and rows + task.rows <= self.parameters.largest_batch:
+            if task.key == first.key and filled.rows + task.rows <= self.parameters.largest_batch and filled.add(task):
                 taken.append(task)
-                rows += task.rows
         chosen = {id(task) for task in taken}
         self.tasks = deque(task for task in self.tasks if id(task) not in chosen)
-        self.rows -= rows
+        self.rows -= filled.rows
         return taken
+
+
+class _Filled:
+    """A batch whose rows are filled up to one shape.
+
+    Args:
+        shapes: the shapes of its first row, one an input.
+    """
+
+    def __init__(self, shapes: _Shapes) -> None:
+        self.rows = 0
+        self._shapes = shapes
+        self._sent = 0
+
+    def add(self, task: _Task) -> bool:
+        """Takes a request in, unless too much would have to be filled up for it."""
+        rows, sent = self.rows + task.rows, self._sent + task.rows * _values(task.row_shapes)
+        shapes = self._shapes if task.row_shapes == self._shapes else _joint(self._shapes, task.row_shapes)
+        if rows * _values(shapes) > (1 + _FILLING) * sent + _FREE_FILLING:
+            return False
+        self.rows, self._sent, self._shapes = rows, sent, shapes
+        return True
+
+
+def _values(shapes: _Shapes) -> int:
+    return sum(map(math.prod, shapes))
+
+
+def _joint(shapes: _Shapes, others: _Shapes) -> _Shapes:
+    """The smallest shapes that have room for both."""
+    return tuple(tuple(map(max, one, other)) for one, other in zip(shapes, others, strict=True))
 
 
 class BatchScheduler:

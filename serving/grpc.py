@@ -3,13 +3,12 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -25,7 +24,8 @@ from tensorflow_serving.apis import (
 )
 
 from serving.core import Core
-from serving.guard import Guard, grpc_credentials
+from serving.grpc_calls import Methods
+from serving.guard import grpc_credentials
 from serving.status import Code, ServingError, invalid_argument
 from serving.tensor_proto import fill_proto, run_predict
 from serving.versions import Handle
@@ -35,7 +35,6 @@ _LOGGER = logging.getLogger("serving")
 _ACCESS = logging.getLogger("serving.access")
 _SERVICES = ("", "PredictionService", "ModelService")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-_HEALTH = "/grpc.health.v1.Health/"
 
 
 def _check_spec(request: Any) -> None:
@@ -208,72 +207,6 @@ class ModelService(_Service, model_service_pb2_grpc.ModelServiceServicer):
         return response
 
 
-class _Methods(grpc.GenericRpcHandler):
-    """The methods of all services, whose calls are let in and parsed here.
-
-    Interceptors, which are made for both, are put together anew for every call. And gRPC's library, where it parses
-    requests, never frees the calls whose bytes are no message (16 KB each).
-
-    Args:
-        guard: who may call; health checks are open to everyone.
-    """
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self._services: list[grpc.GenericRpcHandler] = []
-        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
-
-    def add_generic_rpc_handlers(self, services: Iterable[grpc.GenericRpcHandler]) -> None:
-        """Takes a service, as generated code gives it to a server."""
-        self._services.extend(services)
-
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
-        """Newer generated code gives a service a second time, to a server that tells its methods apart itself."""
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """Chooses the handler of a call, None for a method that no service has."""
-        method = handler_call_details.method
-        if not method.startswith(_HEALTH) and not self._guard.admits(_authorization(handler_call_details)):
-            return _NOT_ADMITTED
-        if method not in self._handlers:
-            found = (service.service(handler_call_details) for service in self._services)
-            handler = next((handler for handler in found if handler is not None), None)
-            if handler is None:
-                return None
-            self._handlers[method] = _parsing(handler)
-        return self._handlers[method]
-
-
-def _authorization(details: grpc.HandlerCallDetails) -> bytes:
-    shown = next((value for name, value in details.invocation_metadata if name == "authorization"), "")
-    return shown.encode("latin-1", "replace") if isinstance(shown, str) else shown
-
-
-def _turn_away(request: Any, context: grpc.ServicerContext) -> None:
-    context.abort(grpc.StatusCode.UNAUTHENTICATED, "The request must carry the server's token: authorization: Bearer.")
-
-
-_NOT_ADMITTED = grpc.unary_unary_rpc_method_handler(_turn_away)
-
-
-def _parsing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
-    """The same handler, given bytes."""
-    if handler.unary_stream is not None:
-        answer, build = handler.unary_stream, grpc.unary_stream_rpc_method_handler
-    else:
-        answer, build = handler.unary_unary, grpc.unary_unary_rpc_method_handler
-    parse = handler.request_deserializer
-
-    def call(message: bytes, context: grpc.ServicerContext) -> Any:
-        try:
-            request = parse(message)
-        except DecodeError:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The request's bytes are no message of this method.")
-        return answer(request, context)
-
-    return build(call, None, handler.response_serializer)
-
-
 class GrpcServer:
     """The gRPC port.
 
@@ -301,7 +234,7 @@ class GrpcServer:
             maximum_concurrent_rpcs=settings.limits.max_concurrent_requests,
         )
         self._health = health.HealthServicer()
-        methods = _Methods(core.guard)
+        self._methods = methods = Methods(core.guard, settings.limits)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(core), methods)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(core), methods)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)
@@ -332,9 +265,13 @@ class GrpcServer:
 
     def start(self) -> None:
         """Answers from now on."""
+        self._methods.start()
         self._server.start()
 
     def stop(self, grace_seconds: float) -> None:
         """Takes no new requests and gives those that run this long to end."""
         self._health.enter_graceful_shutdown()
-        self._server.stop(grace_seconds).wait()
+        stopped = self._server.stop(grace_seconds)
+        self._methods.end_watches()
+        stopped.wait()
+        self._methods.close()

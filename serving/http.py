@@ -1,4 +1,4 @@
-"""HTTP connections: uvicorn's own, with a limit on how long a client may take to say what it wants.
+"""HTTP connections: uvicorn's own, with a limit on how long a client may take to say what it wants and to be told.
 
 Most requests come whole, in one piece and in the plainest form. Those are read and answered here at a fraction of what
 h11 costs, which reads all others and has the last word on everything that is not plain.
@@ -48,10 +48,10 @@ class PlainRequest:
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection, closed where a request's line and headers do not arrive in time.
+    """uvicorn's connection, closed where a request's line and headers do not arrive in time, or nobody takes an answer.
 
     Args:
-        header_seconds: the time for them.
+        header_seconds: the time for them, and for a client to take some more of its answer.
         options: uvicorn's own.
     """
 
@@ -59,6 +59,7 @@ class Connection(H11Protocol):
         super().__init__(**options)
         self._header_seconds = header_seconds
         self._header_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         self._early = b""  # what came while a plain request was being answered
 
     def connection_made(self, transport: Any) -> None:
@@ -83,7 +84,23 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         self._stop_watching()
+        self._stop_watching_answer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client takes its answer more slowly than it is written."""
+        super().pause_writing()
+        self._watch_answer()
+
+    def resume_writing(self) -> None:
+        """It has taken nearly all."""
+        super().resume_writing()
+        self._stop_watching_answer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """A transport that is to close waits until all is taken."""
+        super().timeout_keep_alive_handler()
+        self._watch_answer()
 
     def on_response_complete(self) -> None:
         """What came early is read now."""
@@ -148,6 +165,23 @@ class Connection(H11Protocol):
             self._header_timer.cancel()
             self._header_timer = None
 
+    def _watch_answer(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left and self._write_timer is None:
+            self._write_timer = self.loop.call_later(self._header_seconds, self._give_up_answer, left)
+
+    def _stop_watching_answer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _give_up_answer(self, left: int) -> None:
+        self._write_timer = None
+        if self.transport.get_write_buffer_size() >= left:
+            self.transport.abort()
+        else:
+            self._watch_answer()
+
     def _give_up(self) -> None:
         self._header_timer = None
         if self.cycle is None or self.cycle.response_complete:
@@ -168,8 +202,11 @@ class _PlainCycle(RequestResponseCycle):
             self.response_started = True
             self._start = message
             return
-        status = self._start["status"]
-        headers = [*self.default_headers, *self._start["headers"], *([] if self.keep_alive else [_CLOSE])]
+        status, own = self._start["status"], list(self._start["headers"])
+        if _CLOSE in own:  # uvicorn's answer to what the application did not foresee, which has no length
+            own.remove(_CLOSE)
+            self.keep_alive = False
+        headers = [*self.default_headers, *own, *([] if self.keep_alive else [_CLOSE])]
         lines = b"".join(b"%s: %s\r\n" % field for field in headers)
         self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, STATUS_PHRASES[status], lines, message["body"]))
         self.response_complete = True

@@ -146,6 +146,31 @@ def test_k2_different_shapes_do_not_meet_unless_they_may_be_filled_up(scheduler:
 
 
 @pytest.mark.conformance("K2")
+@pytest.mark.parametrize(
+    ("shapes", "batches"),
+    [
+        ([(1, 1_000_000)] + [(1, 1)] * 11, [4, 8]),  # a fifth row would make it 5 million values for the one sent
+        ([(1, 1, 600), (1, 600, 1), (1, 1, 600)], [1, 2]),  # two rows of 600 x 600 values for 1,200
+        ([(1, 2000)] + [(1, 1)] * 15, [16]),
+    ],
+)
+def test_k2_batches_are_filled_up_within_bounds(
+    scheduler: BatchScheduler, shapes: list[tuple[int, ...]], batches: list[int]
+) -> None:
+    inner, servable = batched(
+        scheduler, max_batch_size=len(shapes), batch_timeout_micros=50_000, pad_variable_length_inputs=True
+    )
+
+    async def ask_in_order() -> list[Any]:
+        asked = [servable.run_async("double", {"x": np.ones(shape)}, ThreadPoolExecutor()) for shape in shapes]
+        return await asyncio.gather(*asked)
+
+    answers = asyncio.run(ask_in_order())
+    assert [answer["y"].flat[0] for answer in answers] == [2.0] * len(shapes)
+    assert sorted(inner.sizes) == batches
+
+
+@pytest.mark.conformance("K2")
 def test_k2_inputs_of_one_request_have_the_same_rows(scheduler: BatchScheduler) -> None:
     _, servable = batched(scheduler)
     with pytest.raises(ServingError, match="must have equal 0th-dimension size"):

@@ -116,7 +116,8 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__({"peername": ("a", 1), "sockname": ("b", 2)})
         self.written = b""
-        self.closed = self.paused = False
+        self.closed = self.paused = self.aborted = False
+        self.untaken = 0
 
     def write(self, data: Any) -> None:
         self.written += bytes(data)
@@ -126,6 +127,12 @@ class Wire(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return self.closed
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.untaken
 
     def pause_reading(self) -> None:
         self.paused = True
@@ -158,12 +165,12 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def connect(application: Application, state: ServerState, *, limit: int = 9) -> tuple[Connection, Wire]:
-    http = partial(Connection, header_seconds=30)
+def connect(application: Any, state: ServerState, *, limit: int = 9, seconds: float = 30) -> tuple[Connection, Wire]:
+    http = partial(Connection, header_seconds=seconds)
     config = uvicorn.Config(application, http=http, limit_concurrency=limit, lifespan="off", log_config=None)  # type: ignore[arg-type]
     config.load()
     connection = Connection(
-        header_seconds=30, config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop()
+        header_seconds=seconds, config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop()
     )
     wire = Wire()
     connection.connection_made(wire)
@@ -232,5 +239,42 @@ def test_connections_beyond_the_limit_are_refused() -> None:
         connection.data_received(PLAIN)
         await settle()
         assert (application.heard, wire.statuses()) == ([], [b"503"])
+
+    asyncio.run(talk())
+
+
+def test_answer_that_nobody_takes_is_given_up() -> None:
+    async def talk() -> None:
+        connection, wire = connect(Application(), ServerState(), seconds=0.1)
+        wire.untaken = 100_000
+        connection.pause_writing()
+        for _ in range(4):  # as long as some of it is taken, however long that is
+            await asyncio.sleep(0.06)
+            wire.untaken -= 10_000
+        assert not wire.aborted
+        wire.untaken = 0
+        connection.resume_writing()
+        await asyncio.sleep(0.15)
+        assert not wire.aborted
+        wire.untaken = 100  # less than what makes a transport complain
+        connection.timeout_keep_alive_handler()
+        assert (wire.closed, wire.aborted) == (True, False)
+        await asyncio.sleep(0.15)
+        assert wire.aborted
+
+    asyncio.run(talk())
+
+
+def test_what_the_application_did_not_foresee_ends_the_connection() -> None:
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("a surprise")
+
+    async def talk() -> None:
+        connection, wire = connect(fail, ServerState())
+        connection.data_received(PLAIN)
+        await settle()
+        head, _, body = wire.written.partition(b"\r\n\r\n")
+        assert (wire.statuses(), body, wire.closed) == ([b"500"], b"Internal Server Error", True)
+        assert head.lower().count(b"connection: close") == 1
 
     asyncio.run(talk())

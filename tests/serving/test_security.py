@@ -5,6 +5,7 @@ import re
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -282,6 +283,74 @@ def test_k12_slow_clients_are_let_go(narrow: ModelServer) -> None:
     assert send(narrow, b"") == b""  # nor may a client say nothing
     assert send(narrow, post(b"{", length=100)).startswith(b"HTTP/1.1 408")
     assert is_alive(narrow)
+
+
+@pytest.fixture
+def channels(narrow: ModelServer) -> Iterator[list[grpc.Channel]]:
+    """More of them than the server has threads."""
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    count = Settings().threads + 2
+    channels = [grpc.insecure_channel(f"127.0.0.1:{narrow.grpc_port}", options=own) for _ in range(count)]
+    yield channels
+    for channel in channels:
+        channel.close()
+
+
+def answers_grpc(channel: grpc.Channel, seconds: float) -> bool:
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    return stub.Predict(predict_request("half", x=2.0), timeout=seconds).outputs["y"].float_val == [3.0]
+
+
+@pytest.mark.conformance("H20")
+def test_h20_watching_the_health_takes_no_thread(narrow: ModelServer, channels: list[grpc.Channel]) -> None:
+    watches = [health_pb2_grpc.HealthStub(each).Watch(health_pb2.HealthCheckRequest()) for each in channels]
+    assert [next(watch).status for watch in watches] == [1] * len(channels)
+    assert answers_grpc(channels[0], 5)
+
+
+@pytest.mark.conformance("K12")
+@pytest.mark.parametrize("method", ["tensorflow.serving.PredictionService/Predict", "grpc.health.v1.Health/Check"])
+def test_k12_calls_without_their_message_are_let_go(
+    narrow: ModelServer, channels: list[grpc.Channel], method: str
+) -> None:
+    silent = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        silent.wait(10)
+        yield b""
+
+    calls = [channel.stream_unary(f"/{method}").future(messages()) for channel in channels]
+    assert answers_grpc(channels[0], 5)
+    assert {call.code() for call in calls if call.done()} <= {grpc.StatusCode.CANCELLED}
+    assert failure(calls[0].result)[0] == grpc.StatusCode.CANCELLED
+    silent.set()
+    code, _ = failure(channels[0].stream_unary(f"/{method}"), iter([]))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_call_without_a_token_is_turned_away_before_its_message(guarded: ModelServer) -> None:
+    silent = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        silent.wait(10)
+        yield b""
+
+    with grpc.insecure_channel(f"127.0.0.1:{guarded.grpc_port}") as channel:
+        call = channel.stream_unary("/tensorflow.serving.PredictionService/Predict")
+        assert failure(call, messages(), timeout=5)[0] == grpc.StatusCode.UNAUTHENTICATED
+        silent.set()
+
+
+def test_those_who_watch_the_health_do_not_hold_up_the_end(models: Path) -> None:
+    server = ModelServer(models, rest_port=None, grpc_port=0)
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == 1
+        started = time.monotonic()
+        server.close()
+        assert time.monotonic() - started < 5  # draining has 20
+        assert {answer.status for answer in watch} == {2}
 
 
 @pytest.mark.conformance("K12")
