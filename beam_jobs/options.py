@@ -27,6 +27,16 @@ class _Parser(_BeamArgumentParser):
         raise UsageError(f"options for Beam: {message}.")
 
 
+BEHIND = "Options for Beam stand behind --."
+
+
+def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """A job's own arguments, by default those of the process, and those for Beam, which stand behind `--`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    return given[:end], given[end + 1 :]
+
+
 def pipeline_options(arguments: Sequence[str], *, shared_disk: bool = False) -> PipelineOptions:
     """Beam's options; the runner is FnApiRunner unless one is named (DirectRunner would look for Prism).
 

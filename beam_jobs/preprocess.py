@@ -26,7 +26,7 @@ from beam_jobs.filters import keep_frequent
 from beam_jobs.growth import LINEAGE, Growth, check_log, open_growth
 from beam_jobs.histories import HistoryFiles, WriteHistories
 from beam_jobs.items import ItemFiles, WriteItems, count_files, stored_items, write_counter_keys
-from beam_jobs.options import pipeline_options, running_pipeline
+from beam_jobs.options import BEHIND, pipeline_options, running_pipeline, split_arguments
 from beam_jobs.parts import IMPRESSION_SPLIT
 from beam_jobs.plan import Plan, make_plan
 from beam_jobs.reading import CHUNKS, FIRST_TIME, ReadLog, WriteCounts, WriteRejects, first_rejects, read_counts
@@ -355,21 +355,21 @@ def finish(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: prints the dataset's path; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m beam_jobs.preprocess", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m beam_jobs.preprocess", description=__doc__, epilog=BEHIND)
     parser.add_argument("--config", required=True, help="the experiment's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="overrides a key of the file")
     parser.add_argument("--from", dest="grow_from", metavar="OLD", help="an older dataset to grow from")
     parser.add_argument("--refit", action="append", default=[], metavar="FEATURE", help="fitted anew despite --from")
     parser.add_argument("--shared-disk", action="store_true", help="all workers see the folder of data.out")
-    parser.add_argument("beam_options", nargs="*", help="options for Beam, after --")
-    parsed = parser.parse_args(arguments)
+    own, beam_options = split_arguments(arguments)
+    parsed = parser.parse_args(own)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
     logger.setLevel(logging.INFO)
     try:
         config = load(parsed.config, parsed.set)
         path = run(
             config,
-            parsed.beam_options,
+            beam_options,
             grow_from=parsed.grow_from,
             refit=parsed.refit,
             shared_disk=parsed.shared_disk,

@@ -16,7 +16,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.utils.shared import Shared
 
-from beam_jobs.options import pipeline_options, running_pipeline
+from beam_jobs.options import BEHIND, pipeline_options, running_pipeline, split_arguments
 from tfrec.batch import Account, BatchJob, Recommender, begin, finish, newest_job
 from tfrec.errors import mendable
 
@@ -69,7 +69,7 @@ def run(job: BatchJob, beam_options: Sequence[str] = (), *, shared_disk: bool = 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: prints the folder of the answers; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m beam_jobs.recommend", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m beam_jobs.recommend", description=__doc__, epilog=BEHIND)
     parser.add_argument("model", type=Path, metavar="MODELS/NAME", help="its newest version answers")
     parser.add_argument("--all-users", type=Path, required=True, metavar="DATASET", help="whose users")
     parser.add_argument("--out", type=Path, required=True, help="where the answers go")
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow", type=Path, metavar="FILE", help="items that may be answered, an id a line")
     parser.add_argument("--deny", type=Path, metavar="FILE", help="items that may not, an id a line")
     parser.add_argument("--shared-disk", action="store_true", help="all workers see the folders under the same paths")
-    parser.add_argument("beam_options", nargs="*", help="options for Beam, after --")
-    parsed = parser.parse_args(arguments)
+    own, beam_options = split_arguments(arguments)
+    parsed = parser.parse_args(own)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
     logger.setLevel(logging.INFO)
     try:
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             allow=parsed.allow,
             deny=parsed.deny,
         )
-        account = run(job, parsed.beam_options, shared_disk=parsed.shared_disk)
+        account = run(job, beam_options, shared_disk=parsed.shared_disk)
     except KeyboardInterrupt:
         sys.stderr.write("tfrec: interrupted; the same command goes on with what is missing.\n")
         return 1

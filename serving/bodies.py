@@ -77,4 +77,6 @@ def _gunzip(body: bytes, limit: int) -> bytes:
         raise _too_large(limit)
     if not decompressor.eof:
         raise invalid_argument("The request's body is not valid gzip: it ends too early.")
+    if decompressor.unused_data:
+        raise invalid_argument("The request's body is not valid gzip: more follows behind its end.")
     return text

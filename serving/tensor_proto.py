@@ -74,6 +74,18 @@ def from_proto(proto: Any, alias: str) -> np.ndarray:
     return values.reshape(shape) if len(values) == count else np.full(shape, values[0], dtype=values.dtype)
 
 
+def _from_protos(protos: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a request's inputs, which together must not take more than one may: one value can stand for all."""
+    arrays: dict[str, np.ndarray] = {}
+    taken = 0
+    for alias in sorted(protos):
+        arrays[alias] = from_proto(protos[alias], alias)
+        taken += arrays[alias].nbytes
+        if taken > MAX_TENSOR_BYTES:
+            raise _parsing_error(alias, f"all inputs together take more than {MAX_TENSOR_BYTES} bytes")
+    return arrays
+
+
 def _parsing_error(alias: str, reason: str) -> ServingError:
     return invalid_argument(f"tensor parsing error: {alias} ({reason})")
 
@@ -129,7 +141,7 @@ def run_predict(servable: Servable, request: Any) -> tuple[str, Arrays]:
     defaults = {alias: value for alias, value in signature.defaults.items() if alias not in request.inputs}
     _check_aliases(set(request.inputs) | defaults.keys(), set(signature.inputs))
     wanted = _wanted_outputs(list(request.output_filter), signature)
-    inputs = {alias: from_proto(request.inputs[alias], alias) for alias in sorted(request.inputs)}
+    inputs = _from_protos(request.inputs)
     check_types({alias: request.inputs[alias].dtype for alias in inputs}, signature)
     outputs = servable.run(name, {**inputs, **defaults})
     return name, {alias: outputs[alias] for alias in wanted}

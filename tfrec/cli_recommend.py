@@ -1,12 +1,16 @@
 """The command `tfrec recommend`: one answer on the terminal, or answers for every user as Parquet."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tfrec.errors import UsageError
+
+if TYPE_CHECKING:
+    from tfrec.answers import PublishedModel
 
 _LATEST_SECONDS = 4_102_444_799  # the last of 2099; what is later was given in another unit
 
@@ -61,7 +65,6 @@ def recommend(
         _recommend_all(model, all_users, out, k, request_time, allow, deny)
         return
     from tfrec.answers import PublishedModel
-    from tfrec.tables import rows_table, show
 
     published = PublishedModel.newest(model)
     title = f"{model}, version {published.version}"
@@ -79,6 +82,14 @@ def recommend(
         retrieved = [item for item, _ in published.recommend(_items(history), k=None, **asked, **filters)]
         answer = ranker.rank(_items(history), retrieved, **asked)[: k or 10]
         title += f", ranked by {rank_with}, version {ranker.version}"
+    _show(published, answer, title)
+
+
+def _show(published: "PublishedModel", answer: Sequence[tuple[str, float]], title: str) -> None:
+    from tfrec.tables import rows_table, show
+
+    if not answer:
+        print("tfrec: no item passes; unknown ids and values of a filter match nothing.", file=sys.stderr)
     rows = [(item, *published.display(item), f"{score:.4f}") for item, score in answer]
     show(rows_table(rows, ("item", *published.fields, "score"), title=title, numbered=True))
 

@@ -14,8 +14,8 @@ from tensorflow_serving.apis import (
 )
 
 from serving.signatures import Signature, Tensor
-from serving.status import ServingError
-from serving.tensor_proto import fill_proto, from_proto
+from serving.status import Code, ServingError
+from serving.tensor_proto import fill_proto, from_proto, run_predict
 from tests.serving.saved_models import TYPES, Client, predict_request
 
 
@@ -138,6 +138,35 @@ def test_h12_strings_and_narrow_integers(client: Client) -> None:
     assert (code, "outside the range of int8" in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
 
+@pytest.mark.conformance("H12")
+def test_h12_inputs_together_take_no_more_than_one_may() -> None:
+    class Adding:
+        signatures = {  # noqa: RUF012 - a fake
+            "serving_default": Signature(
+                {x: Tensor(f"{x}:0", "float", 1) for x in "abc"}, {"y": Tensor("y:0", "float", 1)}
+            )
+        }
+        signature_def = None
+        signature_def_json: dict[str, Any] = {}  # noqa: RUF012 - a fake
+
+        def run(self, signature_name: str, inputs: Any) -> dict[str, np.ndarray]:
+            return {"y": sum(array[:1] for array in inputs.values())}
+
+        def close(self) -> None:
+            pass
+
+    def request(mebibytes: int) -> Any:
+        one_value = proto(tf.float32, [mebibytes << 18], float_val=[1.0])
+        return predict_request("any", a=one_value, b=one_value, c=one_value)
+
+    assert run_predict(Adding(), request(85))[1]["y"].tolist() == [3.0]
+    with pytest.raises(
+        ServingError, match=r"tensor parsing error: c .*together take more than 268435456 bytes"
+    ) as caught:
+        run_predict(Adding(), request(86))
+    assert caught.value.code == Code.INVALID_ARGUMENT
+
+
 @pytest.mark.conformance("H13")
 def test_h13_long_messages_are_cut(client: Client) -> None:
     code, text = failure(client.predict, "m" * 5000, x=1.0)
@@ -206,8 +235,6 @@ def test_one_value_stands_for_all() -> None:
 
 
 def test_a_fake_servable_is_enough() -> None:
-    from serving.tensor_proto import run_predict
-
     class Doubling:
         signatures = {"serving_default": Signature({"x": Tensor("x:0", "float", 1)}, {"y": Tensor("y:0", "float", 1)})}  # noqa: RUF012 - a fake
         signature_def = None

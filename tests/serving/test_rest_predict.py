@@ -243,7 +243,7 @@ def test_gzip_bodies(client: Client) -> None:
     headers = {"Content-Encoding": "gzip"}
     body = gzip.compress(b'{"instances": [1.0]}')
     assert client.http.post(HALF, content=body, headers=headers).json() == {"predictions": [2.5]}
-    for broken in (b"not gzip", body[:-9]):
+    for broken in (b"not gzip", body[:-9], body + b"more", body + body):
         answer = client.http.post(HALF, content=broken, headers=headers)
         assert (answer.status_code, "not valid gzip" in answer.text) == (400, True)
     assert client.http.post(HALF, content=b"{}", headers={"Content-Encoding": "br"}).status_code == 415

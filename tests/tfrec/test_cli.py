@@ -334,3 +334,26 @@ def test_recommend_says_what_does_not_go_together(arguments: list[str], message:
     done = RUNNER.invoke(app, ["recommend", str(tmp_path / "shop"), *arguments])
     assert isinstance(done.exception, UsageError)
     assert message in str(done.exception)
+
+
+def test_recommend_says_that_no_item_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strict:
+        version, fields = 3, ("title",)
+
+        def unknown(self, items: list[str]) -> list[str]:
+            return []
+
+        def recommend(self, history: list[str], *, where: dict[str, list[str]], **_: object) -> list[tuple[str, float]]:
+            return [("b", 0.5)] if where == {"brand": ["known"]} else []
+
+        def display(self, item: str) -> tuple[str, ...]:
+            return ("a title",)
+
+    monkeypatch.setattr("tfrec.answers.PublishedModel.newest", lambda model: Strict())
+    ask = ["recommend", "models/shop", "--history", "a", "--where"]
+    found, nothing = (RUNNER.invoke(app, [*ask, f"brand={value}"]) for value in ("known", "other"))
+    assert (found.exit_code, found.stderr, "a title" in found.stdout) == (0, "", True)
+    assert (nothing.exit_code, nothing.stderr) == (
+        0,
+        "tfrec: no item passes; unknown ids and values of a filter match nothing.\n",
+    )
