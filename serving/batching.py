@@ -286,7 +286,8 @@ class BatchedServable:
     """A servable whose requests wait for company.
 
     Only signatures whose inputs and outputs all declare a first size that varies are batched, and only requests whose
-    inputs have the same number of rows, at least one; all others run by themselves.
+    inputs have the same number of rows, at least one; all others run by themselves. Where another size of an output
+    varies too, as with a score of each candidate, inputs are not filled up: the answer would be longer than was asked.
 
     Args:
         servable: what runs.
@@ -305,6 +306,12 @@ class BatchedServable:
             name: scheduler.add(self._runner(name), parameters)
             for name, signature in servable.signatures.items()
             if _can_be_batched(signature)
+        }
+
+        self._filling = {
+            name
+            for name in self._queues
+            if parameters.pad_variable_length_inputs and _answers_stay(self.signatures[name])
         }
 
     def _runner(self, name: str) -> Callable[[Mapping[str, np.ndarray]], Arrays]:
@@ -363,7 +370,7 @@ class BatchedServable:
         limit = self._parameters.max_batch_size
         if count > limit and not self._parameters.enable_large_batch_splitting:
             raise invalid_argument(f"Task size {count} is larger than maximum input batch size {limit}")
-        key, expires, step = self._key(inputs), time_limit.get(), self._parameters.largest_batch
+        key, expires, step = self._key(signature_name, inputs), time_limit.get(), self._parameters.largest_batch
         starts = range(0, count, step)
         parts = [{alias: array[start : start + step] for alias, array in inputs.items()} for start in starts]
         tasks = [
@@ -373,9 +380,9 @@ class BatchedServable:
         self._scheduler.enqueue(queue, tasks)
         return tasks
 
-    def _key(self, inputs: Mapping[str, np.ndarray]) -> _Key:
+    def _key(self, signature_name: str, inputs: Mapping[str, np.ndarray]) -> _Key:
         """Requests with the same key may share a batch."""
-        if self._parameters.pad_variable_length_inputs:
+        if signature_name in self._filling:
             return tuple((alias, (array.ndim,)) for alias, array in inputs.items())
         return tuple((alias, array.shape[1:]) for alias, array in inputs.items())
 
@@ -398,3 +405,8 @@ def _can_be_batched(signature: Signature) -> bool:
     return bool(signature.inputs and signature.outputs) and all(
         tensor.shape is not None and len(tensor.shape) > 0 and tensor.shape[0] == -1 for tensor in tensors
     )
+
+
+def _answers_stay(signature: Signature) -> bool:
+    """Whether no size of an output but the first can depend on the lengths of the inputs."""
+    return all(tensor.shape is not None and -1 not in tensor.shape[1:] for tensor in signature.outputs.values())

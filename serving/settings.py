@@ -38,7 +38,8 @@ class Batching:
         max_enqueued_batches: so many full batches may wait for each signature; more is UNAVAILABLE.
         num_batch_threads: batches that run at once, over all models.
         allowed_batch_sizes: sizes that batches are filled up to, rising; the last is the largest batch.
-        pad_variable_length_inputs: whether inputs of different lengths share a batch, filled up with the first value.
+        pad_variable_length_inputs: whether inputs of different lengths share a batch, filled up with the first value,
+            where the answer's lengths do not depend on theirs.
         enable_large_batch_splitting: whether a request with more rows is split.
         max_execution_batch_size: rows of one batch where requests may be split; 0 = `max_batch_size`.
     """

@@ -26,6 +26,7 @@ SIGNATURES = {
     "double": Signature({"x": FLOATS}, {"y": FLOATS}),
     "sums": Signature({"a": WIDE, "b": FLOATS}, {"total": FLOATS, "b": FLOATS}),
     "scalar": Signature({"x": FLOATS}, {"y": Tensor("y:0", "float", 1, ())}),
+    "each": Signature({"x": WIDE}, {"y": WIDE}),
     "liar": Signature({"x": FLOATS}, {"y": FLOATS}),
 }
 
@@ -143,6 +144,15 @@ def test_k2_different_shapes_do_not_meet_unless_they_may_be_filled_up(scheduler:
     # The shorter row is filled up with its first value, as TensorFlow Serving does: 2 + 2 + 2.
     assert [answer["total"].tolist() for answer in together(servable, "sums", requests)] == [[6.0], [6.0]]
     assert inner.sizes == [2]
+
+
+@pytest.mark.conformance("K2")
+def test_k2_answers_as_long_as_their_inputs_are_not_filled_up(scheduler: BatchScheduler) -> None:
+    inner, servable = batched(scheduler, max_batch_size=3, batch_timeout_micros=50_000, pad_variable_length_inputs=True)
+    requests = [{"x": np.array([row], np.float32)} for row in ([1, 2, 3], [4], [5, 6, 7])]
+    answers = together(servable, "each", requests)
+    assert [answer["y"].tolist() for answer in answers] == [[[2, 4, 6]], [[8]], [[10, 12, 14]]]
+    assert sorted(inner.sizes) == [1, 2]
 
 
 @pytest.mark.conformance("K2")
@@ -288,7 +298,7 @@ def test_loop_that_ended_before_its_batch_harms_nobody(scheduler: BatchScheduler
 
 def test_closing_gives_the_queues_back(scheduler: BatchScheduler) -> None:
     inner, servable = batched(scheduler)
-    assert len(scheduler._queues) == 3
+    assert len(scheduler._queues) == 4
     servable.close()
     assert (scheduler._queues, inner.closed) == ([], True)
 
