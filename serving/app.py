@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from serving.rest import RestApplication
 
 _DRAIN_SECONDS = 20.0
+_CLOSING_SECONDS = 3.0  # for what comes after draining; both together are less than Kubernetes waits
 _KEEP_ALIVE_SECONDS = 60
 _BACKLOG = 2048
 _BINARY = "tensorflow_model_server"
@@ -173,8 +174,10 @@ class ModelServer:
             self._serving = False
             self._tell_health()
         if self._rest is not None:
-            self._rest.stop()
+            self._rest.begin_to_stop()  # both ports drain at once
         self._grpc.stop(_DRAIN_SECONDS)
+        if self._rest is not None:
+            self._rest.stop()
         for close in self._closing:
             close()
         self.models.close()
@@ -225,8 +228,11 @@ class _RestServer:
         self._socket.listen(_BACKLOG)
         self._thread.start()
 
-    def stop(self) -> None:
+    def begin_to_stop(self) -> None:
         self._server.should_exit = True
+
+    def stop(self) -> None:
+        self.begin_to_stop()
         if self._thread.ident is not None:
             self._thread.join()
         self._socket.close()
@@ -296,6 +302,9 @@ def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT, then lets the requests that run come to their end.
 
+    They have a limited time: where a model does not return, no thread of Python's can be ended, and the process ends
+    with code 1.
+
     Once it answers it prints one line, `Serving NAME,NAME at rest=HOST:PORT grpc=HOST:PORT`, to `output`
     (default stdout). Must be called from the main thread. With TensorFlow's binary as the engine it does not return:
     the process becomes that binary.
@@ -340,7 +349,17 @@ def serve(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)  # a second signal ends it at once
-        server.close()
+        _close_in_time(server)
+
+
+def _close_in_time(server: ModelServer) -> None:
+    closing = threading.Thread(target=server.close, daemon=True)
+    closing.start()
+    closing.join(_DRAIN_SECONDS + _CLOSING_SECONDS)
+    if closing.is_alive():
+        logging.getLogger("serving").error("what still runs does not come to its end and is given up")
+        logging.shutdown()
+        os._exit(1)  # at a plain exit Python itself would wait for it
 
 
 def _wants_binary(

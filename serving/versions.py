@@ -365,9 +365,10 @@ class Model:
     def handle(self, version: int | None = None, label: str | None = None) -> Iterator[Handle]:
         """Pins a version for the length of one request; it is not unloaded before that ends."""
         if label is not None:
-            if label not in self.source.labels:
+            labels = self.source.labels  # which a new configuration replaces meanwhile
+            if label not in labels:
                 raise invalid_argument(f"Unrecognized servable version label: {label}")
-            version = self.source.labels[label]
+            version = labels[label]
         with self._lock:
             available = self._available()
             number = version if version is not None else (available[0] if available else None)

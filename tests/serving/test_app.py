@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -216,6 +217,46 @@ def test_serve_drains_and_returns_on_sigterm(models: Path) -> None:
     with pytest.raises(httpx.ConnectError):
         httpx.get(seen["url"])
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_both_ports_drain_at_once(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ModelServer(models, rest_port=0, grpc_port=0)
+    server.start()
+    refused = []
+
+    def stop(seconds: float) -> None:
+        wait_until(lambda: not connects(), 5)
+        refused.append(seconds)
+
+    def connects() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", server.rest_port), timeout=1).close()
+        except ConnectionError:
+            return False
+        return True
+
+    grpc_stop = server._grpc.stop
+    monkeypatch.setattr(server._grpc, "stop", stop)
+    assert connects()
+    server.close()
+    grpc_stop(0)
+    assert refused == [app._DRAIN_SECONDS]
+
+
+def test_what_does_not_come_to_its_end_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended, codes = threading.Event(), []
+    monkeypatch.setattr(app, "_DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(app, "_CLOSING_SECONDS", 0.0)
+    monkeypatch.setattr(app.os, "_exit", codes.append)
+    monkeypatch.setattr(app.logging, "shutdown", lambda: None)
+    app._close_in_time(SimpleNamespace(close=lambda: None))  # type: ignore[arg-type]
+    assert codes == []
+    app._close_in_time(SimpleNamespace(close=ended.wait))  # type: ignore[arg-type]
+    ended.set()
+    assert codes == [1]
+    assert "does not come to its end and is given up" in caplog.text
 
 
 @pytest.mark.conformance("J19")

@@ -87,7 +87,7 @@ def test_kubernetes_runs_the_built_in_server_with_probes(tmp_path: Path) -> None
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
     waits = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert pod["terminationGracePeriodSeconds"] > waits + app._DRAIN_SECONDS
+    assert pod["terminationGracePeriodSeconds"] > waits + app._DRAIN_SECONDS + app._CLOSING_SECONDS
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert pod["securityContext"]["runAsNonRoot"]
     ports = {port["targetPort"] for port in by_kind["Service"]["spec"]["ports"]}
