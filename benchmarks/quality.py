@@ -138,8 +138,9 @@ TABLES = {
             Row("popularity", "popularity_online_retail"),
             *_rows("online_retail", "gru4rec", "bert4rec", "pinnerformer"),
             Row("two_tower", "two_tower_online_retail", 3, against="sasrec"),
-            Row("sasrec", "sasrec_online_retail"),
-            *_rows("online_retail", "hstu", "heterrec"),
+            Row("sasrec", "sasrec_online_retail", 3),
+            *_rows("online_retail", "hstu"),
+            Row("heterrec", "heterrec_online_retail", 3, against="sasrec"),
         ),
     ),
     "movielens_1m": Table(
