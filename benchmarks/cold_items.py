@@ -37,6 +37,7 @@ KS = (10, 50, 100, 200)
 METRICS = (*(f"recall@{k}" for k in KS), "ndcg@10")
 SAMPLES = 2000
 AT_ONCE = 512
+LEAST_AGREEMENT = 0.98
 
 
 def is_cold(item_id: str) -> bool:
@@ -113,55 +114,73 @@ def compare_codes(warm: Path, grown: Path, raw: dict[str, np.ndarray], cold: np.
     return int(different.sum())
 
 
-def rank(version: Path, run: Path, queries: list[tuple[list[str], str]], raw: dict, cold_ids: list[str]) -> Ranks:
-    """Each target's place among all items, by the exported signatures."""
-    import tensorflow as tf
+class Ranker:
+    """Ranks by the signatures of an export, asked with raw ids and values.
 
-    import tfrec
-
-    loaded = tf.saved_model.load(str(version)).signatures
-    trained = tfrec.load_run(run)
-    catalogue = trained.dataset.catalogue()
-    warm_vectors = encode_catalogue(trained.model, trained.schema.num_items)[catalogue.candidates - FIRST_VALUE]
-    cold_vectors = warm_vectors[:0]
-    if cold_ids:
-        inputs = {name: tf.constant(values.tolist()) for name, values in raw.items()}
-        cold_vectors = loaded["encode_item"](item_id=tf.constant(cold_ids), **inputs)["vector"].numpy()
-    ids = [*(catalogue.item_ids[item] for item in catalogue.candidates), *cold_ids]
-    codes = {item: code for code, item in enumerate(ids, FIRST_VALUE)}  # the first column is item 2
-    vectors = np.concatenate([warm_vectors, cold_vectors]).T
-    target = np.array([codes[item] for _, item in queries])
-    better, equal = np.zeros(len(queries), np.int32), np.zeros(len(queries), np.int32)
-    for start in range(0, len(queries), AT_ONCE):
-        rows = [history for history, _ in queries[start : start + AT_ONCE]]
-        width = max(map(len, rows))
-        lengths = tf.constant([len(row) for row in rows], tf.int32)
-        histories = tf.constant([row + [""] * (width - len(row)) for row in rows])
-        users = loaded["encode_user"](history_item_ids=histories, history_length=lengths)["vector"].numpy()
-        seen = np.zeros((len(rows), width), np.int32)
-        for index, row in enumerate(rows):
-            seen[index, : len(row)] = [codes[item] for item in row]
-        now = slice(start, start + len(rows))
-        better[now], equal[now] = count_better(users @ vectors, target[now], seen)
-    return as_ranks(better, equal)
-
-
-def check(version: Path, run: Path) -> None:
-    """Ends the script unless `rank` finds what the run's own evaluation found, of queries and items that it knows.
-
-    A few places differ by a rounding of the exported graph.
+    Args:
+        version: the exported version.
+        run: what it was exported from; its vectors are those of the items that it knows.
     """
-    from tfrec import load_run
 
-    own, dataset = Ranks.read(ranks_file(run, "test")), load_run(run).dataset
-    ids, histories = dataset.catalogue().item_ids, dataset.histories()
-    queries = []
-    for user, place, target in zip(own.user[:AT_ONCE], own.place, own.target, strict=False):
-        start = histories.offsets[user]
-        queries.append(([ids[item] for item in histories.columns["item"][start : start + place]], ids[target]))
-    agree = float(np.mean(rank(version, run, queries, {}, []).better == own.better[: len(queries)]))
-    if agree < 0.98:
-        raise SystemExit(f"{run}: only {agree:.1%} of its own test queries have the place that `tfrec evaluate` found.")
+    def __init__(self, version: Path, run: Path) -> None:
+        import tensorflow as tf
+
+        import tfrec
+
+        self.directory = run
+        self.run = tfrec.load_run(run)
+        self.signatures = tf.saved_model.load(str(version)).signatures
+        catalogue = self.run.dataset.catalogue()
+        vectors = encode_catalogue(self.run.model, self.run.schema.num_items)
+        self.item_ids = [catalogue.item_ids[item] for item in catalogue.candidates]
+        self.vectors = vectors[catalogue.candidates - FIRST_VALUE]
+
+    def add(self, item_ids: list[str], raw: dict[str, np.ndarray]) -> None:
+        """Lets further items be found, coded and encoded by `encode_item`."""
+        import tensorflow as tf
+
+        inputs = {name: tf.constant(values.tolist()) for name, values in raw.items()}
+        found = self.signatures["encode_item"](item_id=tf.constant(item_ids), **inputs)["vector"].numpy()
+        self.item_ids = [*self.item_ids, *item_ids]
+        self.vectors = np.concatenate([self.vectors, found])
+
+    def rank(self, queries: list[tuple[list[str], str]]) -> Ranks:
+        """Each target's place among all items."""
+        import tensorflow as tf
+
+        codes = {item: code for code, item in enumerate(self.item_ids, FIRST_VALUE)}  # the first column is item 2
+        target = np.array([codes[item] for _, item in queries])
+        better, equal = np.zeros(len(queries), np.int32), np.zeros(len(queries), np.int32)
+        for start in range(0, len(queries), AT_ONCE):
+            rows = [history for history, _ in queries[start : start + AT_ONCE]]
+            width = max(map(len, rows))
+            lengths = tf.constant([len(row) for row in rows], tf.int32)
+            histories = tf.constant([row + [""] * (width - len(row)) for row in rows])
+            asked = {"history_item_ids": histories, "history_length": lengths}
+            users = self.signatures["encode_user"](**asked)["vector"].numpy()
+            seen = np.zeros((len(rows), width), np.int32)
+            for index, row in enumerate(rows):
+                seen[index, : len(row)] = [codes[item] for item in row]
+            now = slice(start, start + len(rows))
+            better[now], equal[now] = count_better(users @ self.vectors.T, target[now], seen)
+        return as_ranks(better, equal)
+
+    def check(self) -> None:
+        """Ends the script unless some of the run's own test queries have the places of its own evaluation.
+
+        A few places differ by a rounding of the exported graph.
+        """
+        own, dataset = Ranks.read(ranks_file(self.directory, "test")), self.run.dataset
+        ids, histories = dataset.catalogue().item_ids, dataset.histories()
+        queries = []
+        for user, place, target in zip(own.user[:AT_ONCE], own.place, own.target, strict=False):
+            start = histories.offsets[user]
+            queries.append(([ids[item] for item in histories.columns["item"][start : start + place]], ids[target]))
+        agree = float(np.mean(self.rank(queries).better == own.better[: len(queries)]))
+        if agree < LEAST_AGREEMENT:
+            raise SystemExit(
+                f"{self.directory}: only {agree:.1%} of its test queries have the place of its evaluation."
+            )
 
 
 def as_ranks(better: np.ndarray, equal: np.ndarray) -> Ranks:
@@ -203,8 +222,10 @@ def main() -> None:
     trained = {warm_catalogue.item_ids[item] for item in np.flatnonzero(warm_catalogue.train_count)} - {""}
     found = baselines(queries, len(catalogue.candidates), trained)
     for dropout, (run, version) in versions.items():
-        check(version, run)
-        found[f"heterrec, item_id_dropout {dropout}"] = rank(version, run, queries, raw, cold_ids)
+        ranker = Ranker(version, run)
+        ranker.check()
+        ranker.add(cold_ids, raw)
+        found[f"heterrec, item_id_dropout {dropout}"] = ranker.rank(queries)
     measured: list[Measured] = [measured_ranks(name, ranks, KS, SAMPLES, {}) for name, ranks in found.items()]
     different = compare_codes(warm, grown, raw, cold)
     print(f"{len(cold)} cold items, {len(queries)} queries; {different} of them are coded otherwise by the graph.\n")

@@ -237,11 +237,15 @@ def tables(table: Table, chosen: list[Row], runs: Path) -> tuple[str, dict[str, 
 
 
 def curves(rows: list[Row], runs: Path) -> str:
-    """What validation said of the first seeds after each epoch: losses of different objectives cannot be compared."""
+    """What validation said of the first seeds after each epoch: losses of different objectives cannot be compared.
+
+    Rows without validation, and those of a peer, are not in it.
+    """
     panels: dict[str, dict[str, tuple[list[int], list[float]]]] = {"recall@10": {}, "ndcg@10": {}}
     for row in rows:
-        lines = (run_directories(row, runs)[0] / "logs" / "metrics.jsonl").read_text("utf-8").splitlines()
-        judged = [entry for entry in map(json.loads, lines) if "validation" in entry]
+        log = run_directories(row, runs)[0] / "logs" / "metrics.jsonl"
+        entries = map(json.loads, log.read_text("utf-8").splitlines() if log.exists() else [])
+        judged = [entry for entry in entries if "validation" in entry]
         for metric, panel in panels.items():
             if judged:
                 epochs = [entry["epoch"] for entry in judged]
