@@ -61,7 +61,7 @@ class PublishedModel:
             with _without_notes():
                 return SavedModelServable(self.directory)
         except ServingError as error:
-            raise UserError(f"{self.directory}: does not load: {error}.") from None
+            raise UserError(f"{self.directory}: does not load: {str(error).removesuffix('.')}.") from None
 
     def recommend(
         self,
