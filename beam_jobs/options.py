@@ -1,25 +1,16 @@
-"""Options for Beam, checked: Beam itself passes over what it does not know; and pipelines made with them."""
+"""Options for Beam, checked: Beam itself passes over what it does not know."""
 
-import logging
-import re
-import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NoReturn
 
-import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
-from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from tfrec.config import suggest
-from tfrec.errors import UsageError, UserError
+from tfrec.errors import UsageError
 
 RUNNERS = ("FnApiRunner", "DirectRunner", "PrismRunner")
 """Runners of this machine: pipelines hand their results to each other on its disk."""
-
-_BEAM_SUFFIX = " [while running"  # Beam adds the step to the message of whatever a worker raises
 
 
 class _Parser(_BeamArgumentParser):
@@ -60,36 +51,6 @@ def pipeline_options(arguments: Sequence[str], *, shared_disk: bool = False) -> 
         return PipelineOptions(["--runner=FnApiRunner", *arguments])
     _check_runner(found.runner, shared_disk=shared_disk)
     return PipelineOptions([*arguments])
-
-
-def make_pipeline(options: PipelineOptions) -> beam.Pipeline:
-    """An empty pipeline; several processes on this machine are workers that keep quiet."""
-    found = options.get_all_options(drop_default=True)
-    if found["runner"] != "FnApiRunner" or found.get("direct_running_mode") != "multi_processing":
-        return beam.Pipeline(options=options)
-    command = f"{shlex.quote(sys.executable)} -m beam_jobs.worker"
-    runner = FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
-    found["direct_running_mode"] = "in_memory"  # Beam's name for an environment that is given
-    return beam.Pipeline(runner, options=PipelineOptions.from_dictionary(found))
-
-
-@contextmanager
-def running_pipeline(options: PipelineOptions) -> Iterator[beam.Pipeline]:
-    """A pipeline that runs at the end; a `UserError` of a worker comes out as one, whatever the runner made of it."""
-    beam_logger = logging.getLogger("apache_beam")
-    level = beam_logger.level
-    beam_logger.setLevel(logging.CRITICAL)  # it logs tracebacks of errors that are told by who catches them
-    try:
-        with make_pipeline(options) as pipeline:
-            yield pipeline
-    except (UserError, RuntimeError) as error:
-        text = str(error)
-        found = [text] if isinstance(error, UserError) else re.findall(r"UserError: (.*)", text)
-        if not found:
-            raise
-        raise UserError(found[-1].split(_BEAM_SUFFIX)[0]) from None
-    finally:
-        beam_logger.setLevel(level)
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -16,17 +16,17 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import polars as pl
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs import recipes
 from beam_jobs.analysis import Fitted, fit, item_buckets, read_parts
 from beam_jobs.arranging import FATES, ITEM_IDS, ArrangeBuckets
+from beam_jobs.engine import Engine
 from beam_jobs.exposures import Catalogue, MakeImpressions
 from beam_jobs.filters import keep_frequent
 from beam_jobs.growth import LINEAGE, Growth, check_log, open_growth
 from beam_jobs.histories import HistoryFiles, WriteHistories
 from beam_jobs.items import ItemFiles, WriteItems, count_files, stored_items, write_counter_keys
-from beam_jobs.options import BEHIND, pipeline_options, running_pipeline, split_arguments
+from beam_jobs.options import BEHIND, pipeline_options, split_arguments
 from beam_jobs.parts import IMPRESSION_SPLIT
 from beam_jobs.plan import Plan, make_plan
 from beam_jobs.reading import CHUNKS, FIRST_TIME, ReadLog, WriteCounts, WriteRejects, first_rejects, read_counts
@@ -85,7 +85,7 @@ def run(
         refit: features that are fitted anew all the same.
         shared_disk: workers on other machines see the folder of `data.out` under the same path.
     """
-    options = pipeline_options(beam_options, shared_disk=shared_disk)
+    engine = Engine(pipeline_options(beam_options, shared_disk=shared_disk))
     if "://" in config.data.out:
         raise UsageError(f"`data.out`: must be a folder of this machine. Received: {config.data.out!r}.")
     config = recipes.prepare(config)
@@ -93,21 +93,21 @@ def run(
     target = Path(config.data.out)
     _check_target(target)
     growth = _open_growth(plan, grow_from, refit)
-    with writing(target), published(target) as directory, _staging(directory) as staging:
+    with writing(target), published(target) as directory, _staging(directory) as staging, engine:
         num_buckets = count_buckets(plan)
         logger.info("reading %s into %d buckets", ", ".join(log.kind for log in plan.logs), num_buckets)
-        read_logs(plan, staging, directory, num_buckets, options)
-        arrange_buckets(plan, staging, num_buckets, options, growth)
+        read_logs(plan, staging, directory, num_buckets, engine)
+        arrange_buckets(plan, staging, num_buckets, engine, growth)
         logger.info("fitting vocabularies, bins and quantisers")
         fitted = fit(staging, directory, config, growth)
         if config.data.impressions_from_events is not None:
             logger.info("making impressions of events")
-            make_impressions(plan, staging, fitted, options)
+            make_impressions(plan, staging, fitted, engine)
         schema = make_schema(plan, staging, fitted, growth)
         for feature in schema.features:
             if feature.kind == "categorical" and feature.table_sizes == (FIRST_VALUE,):
                 logger.warning("%s: no value of it was kept (see its min_count), so it tells nothing", feature.name)
-        records = write_dataset(plan, staging, directory, schema, fitted, num_buckets, options)
+        records = write_dataset(plan, staging, directory, schema, fitted, num_buckets, engine)
         finish(plan, staging, directory, schema, fitted, records, growth.lineage() if growth else [])
     logger.info("%s", account_table(read_manifest(target)["account"]))
     return target
@@ -144,9 +144,9 @@ def count_buckets(plan: Plan) -> int:
     return min(max(-(-plan.events.log.estimated_rows // EVENTS_A_BUCKET), 1), _MOST_BUCKETS)
 
 
-def read_logs(plan: Plan, staging: Path, directory: Path, num_buckets: int, options: PipelineOptions) -> None:
+def read_logs(plan: Plan, staging: Path, directory: Path, num_buckets: int, engine: Engine) -> None:
     """First pipeline: logs to checked rows in buckets, rejects, and the first part of the account."""
-    with running_pipeline(options) as pipeline:
+    with engine.running() as pipeline:
         counts, rejects = [], []
         for log in plan.logs:
             buckets = num_buckets
@@ -168,15 +168,13 @@ def read_logs(plan: Plan, staging: Path, directory: Path, num_buckets: int, opti
             raise UserError(f"{log.log.files[0].path}: holds no rows.")
 
 
-def arrange_buckets(
-    plan: Plan, staging: Path, num_buckets: int, options: PipelineOptions, growth: Growth | None = None
-) -> None:
+def arrange_buckets(plan: Plan, staging: Path, num_buckets: int, engine: Engine, growth: Growth | None = None) -> None:
     """Second pipeline: filters over all buckets, then sessions, splits and lengths bucket by bucket."""
     _number_items(staging, growth.item_ids() if growth else [])
     filters = plan.config.data.filters
     if filters.k_core or filters.min_item_events > 1 or filters.min_user_events > 1:
         _filter_infrequent(staging, filters)
-    with running_pipeline(options) as pipeline:
+    with engine.running() as pipeline:
         names = [bucket_name(bucket) for bucket in range(num_buckets)]
         _ = (
             pipeline
@@ -219,9 +217,9 @@ def _filter_infrequent(staging: Path, filters: Filters) -> None:
         np.save(staging / FATES / f"{folder.name}.npy", fate)
 
 
-def make_impressions(plan: Plan, staging: Path, fitted: Fitted, options: PipelineOptions) -> None:
+def make_impressions(plan: Plan, staging: Path, fitted: Fitted, engine: Engine) -> None:
     """Between the pipelines: impressions of buckets whose log has none."""
-    with running_pipeline(options) as pipeline:
+    with engine.running() as pipeline:
         _ = (
             pipeline
             | "List buckets" >> beam.Create([folder.name for folder in bucket_folders(staging / "arranged")])
@@ -307,7 +305,7 @@ def write_dataset(
     schema: Schema,
     fitted: Fitted,
     num_buckets: int,
-    options: PipelineOptions,
+    engine: Engine,
 ) -> dict[str, int]:
     """Third pipeline: items and histories as TFRecords; returns the number of records of each file."""
     (directory / "items").mkdir()
@@ -316,7 +314,7 @@ def write_dataset(
     items = ItemFiles(staging, directory, schema.side("item"), schema.display, num_files)
     write_counter_keys(staging, directory, schema, plan.items)
     histories = HistoryFiles(staging, directory, schema, num_buckets)
-    with running_pipeline(options) as pipeline:
+    with engine.running() as pipeline:
         written = (
             pipeline | "Write the catalogue" >> WriteItems(items, plan.items, fitted.train_count),
             pipeline | "Write all histories" >> WriteHistories(histories),

@@ -16,7 +16,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.utils.shared import Shared
 
-from beam_jobs.options import BEHIND, pipeline_options, running_pipeline, split_arguments
+from beam_jobs.engine import Engine
+from beam_jobs.options import BEHIND, pipeline_options, split_arguments
 from tfrec.batch import Account, BatchJob, Recommender, begin, finish, newest_job
 from tfrec.errors import mendable
 
@@ -58,11 +59,11 @@ def run(job: BatchJob, beam_options: Sequence[str] = (), *, shared_disk: bool = 
         beam_options: options for Beam, such as `--runner=...`; without a runner the Fn API runner of this machine.
         shared_disk: workers on other machines see model, dataset and answers under the same paths.
     """
-    options = pipeline_options(beam_options, shared_disk=shared_disk)
+    engine = Engine(pipeline_options(beam_options, shared_disk=shared_disk))
     missing = begin(job)
     logger.info("recommending for %d files of histories, %d are there", len(missing), len(job.parts()) - len(missing))
     if missing:
-        with running_pipeline(options) as pipeline:
+        with engine, engine.running() as pipeline:
             _ = pipeline | "List files" >> beam.Create(missing) | "Recommend for files" >> RecommendFiles(job)
     return finish(job)
 

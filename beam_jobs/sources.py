@@ -303,7 +303,9 @@ def _read_parquet(fragment: Fragment, columns: Sequence[str], images: Collection
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         parquet = pa.parquet.ParquetFile(file, page_checksum_verification=True)
         size = _IMAGE_ROWS if images else _BATCH_ROWS
-        for batch in parquet.iter_batches(size, row_groups=list(fragment.row_groups), columns=list(columns)):
+        threads = pl.thread_pool_size() > 1
+        groups = list(fragment.row_groups)
+        for batch in parquet.iter_batches(size, row_groups=groups, columns=list(columns), use_threads=threads):
             frame, rows, broken = _as_frame(batch, range(row, row + len(batch)), images)
             yield Batch(fragment.file, _numbered(frame, rows), broken)
             row += len(batch)

@@ -15,17 +15,18 @@ from apache_beam.utils.windowed_value import WindowedValue
 class InThreads(beam.DoFn):
     """A step whose `work` on one element goes on while the next elements come in; outputs keep their order.
 
-    As many elements at once as polars has threads (`POLARS_MAX_THREADS`). Elements and outputs are of the global
-    window.
+    As many elements at once as polars has threads (`POLARS_MAX_THREADS`); where that is one, there is no other thread,
+    and an element is worked on as it comes in. Elements and outputs are of the global window.
     """
 
     @abstractmethod
     def work(self, element: Any) -> list[Any]:
-        """The outputs of an element; runs in another thread, so without a lazy part of what Beam gave."""
+        """The outputs of an element; may run in another thread, so without a lazy part of what Beam gave."""
 
     def setup(self) -> None:
         """Makes the threads."""
-        self._pool = ThreadPoolExecutor(pl.thread_pool_size())
+        self._threads = pl.thread_pool_size()
+        self._pool = ThreadPoolExecutor(self._threads)
 
     def start_bundle(self) -> None:
         """Nothing is under way."""
@@ -33,8 +34,11 @@ class InThreads(beam.DoFn):
 
     def process(self, element: Any) -> Iterator[Any]:
         """Begins with an element, and yields the outputs of those that are due."""
+        if self._threads == 1:
+            yield from self.work(element)
+            return
         self._ahead.append(self._pool.submit(self.work, element))
-        while len(self._ahead) > pl.thread_pool_size():
+        while len(self._ahead) > self._threads:
             yield from self._next()
 
     def finish_bundle(self) -> Iterator[Any]:

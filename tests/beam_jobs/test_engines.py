@@ -2,9 +2,12 @@
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +79,31 @@ def test_worker_processes_give_the_same_bytes_and_keep_quiet(logs, expected, wor
     lines = [line for line in (shown.out + shown.err).splitlines() if line.strip()]
     assert [line for line in lines if not line.startswith(("arranged bucket", "events:"))] == []
     assert any(line.startswith("arranged bucket 00000") for line in lines)  # said by a worker
+
+
+def children_of(pid):
+    found = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return found + [pid for child in found for pid in children_of(child)]
+
+
+def test_a_killed_worker_ends_the_job_with_one_line(logs, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(config_of(logs, tmp_path / "dataset")))
+    command = [sys.executable, "-m", "beam_jobs.preprocess", "--config", str(config), "--"]
+    command += ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
+        while len(workers := children_of(job.pid)) < 2:  # the process that forks workers, and the first of them
+            assert job.poll() is None, job.stderr.read()
+            time.sleep(0.001)
+        for worker in workers[1:]:
+            os.kill(worker, signal.SIGKILL)
+        said = [line for line in job.stderr.read().splitlines() if line.startswith("tfrec")]
+    assert job.returncode == 1
+    assert said in (
+        ["tfrec: a worker process was killed, for want of memory perhaps: fewer of them need less."],
+        ["tfrec: a worker process could not be started; what it said last stands above."],
+    )
+    assert not (tmp_path / "dataset").exists()
 
 
 def test_a_killed_job_leaves_no_name_and_the_next_one_the_same_bytes(logs, expected, tmp_path):

@@ -19,7 +19,8 @@ from apache_beam.io.gcp import bigquery_tools
 from apache_beam.portability.api import beam_runner_api_pb2
 from google.cloud.bigquery_storage import types
 
-from beam_jobs.options import make_pipeline, pipeline_options
+from beam_jobs.engine import Engine
+from beam_jobs.options import pipeline_options
 from beam_jobs.plan import make_plan
 from beam_jobs.preprocess import run
 from beam_jobs.reading import ReadLog
@@ -215,7 +216,7 @@ def test_dataflow_is_given_the_graph_and_the_package_of_setup_py(tmp_path, store
         "--dataflow_endpoint=http://localhost",
     ]
     options += [f"--template_location={tmp_path}/template.json", f"--setup_file={source_tree}/setup.py"]
-    with make_pipeline(pipeline_options(options, shared_disk=True)) as pipeline:  # a template is written, not run
+    with Engine(pipeline_options(options, shared_disk=True)).pipeline() as pipeline:  # a template is written, not run
         _ = pipeline | "Read events log" >> ReadLog(plan.events, tmp_path / "staging", 2)
     template = json.loads((tmp_path / "template.json").read_text())
     assert template["environment"]["sdkPipelineOptions"]["options"]["project"] == "shop"
