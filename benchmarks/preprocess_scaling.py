@@ -5,7 +5,7 @@
     python -m benchmarks.preprocess_scaling --values 10000000
 
 The first runs the job on logs of several sizes (those of `benchmarks/preprocess.py`), each in a process of its own:
-seconds of the job and of the whole process, microseconds an event of both, peak memory (ru_maxrss). Asked for are times
+seconds of the job and of the whole process, microseconds an event of both, peak memory (VmHWM). Asked for are times
 an event of at most 1.3 times those of the first size, and less than 8 GiB at 100 million events.
 
 The second runs it in one and in two worker processes (Beam's multi_processing mode) of one thread each. Its three
@@ -22,7 +22,6 @@ fifth of them twice: two vocabularies of that size. Asked for is that it is done
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.preprocess import EVENTS_A_USER, FIRST_SECOND, generate
+from benchmarks.preprocess import EVENTS_A_USER, FIRST_SECOND, generate, peak_bytes
 
 STAGES = ("read_logs", "arrange_buckets", "write_dataset")
 MOST_GROWTH, MOST_BYTES, SPEED_UP = 1.3, 8 << 30, 1.6
@@ -87,8 +86,7 @@ def run_job(events: Path, out: Path, workers: int) -> dict[str, Any]:
         config["features"] = {"events": [search], "item_id": {"max_size": 100_000_000}}
     start = time.perf_counter()
     preprocess.run(parse(config), options)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"job_seconds": time.perf_counter() - start, "stages": stages, "peak_bytes": peak}
+    return {"job_seconds": time.perf_counter() - start, "stages": stages, "peak_bytes": peak_bytes()}
 
 
 def measure(events: Path, folder: Path, threads: int, workers: int = 0) -> dict[str, Any]:
