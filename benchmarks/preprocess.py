@@ -9,8 +9,10 @@ counts. Peak memory is the process's own (VmHWM). The last line of stdout is one
 
 `--with` adds others: `features` (our job with four item features and a text, against the polars script with the same
 columns: codes of a vocabulary, of several values, of quantile bins, of hash buckets, and of scikit-learn's TF-IDF + SVD
-cut into quantiles), `pandas` (ids, sessions, splits and one training row an event, by pandas and a Python loop, as
-RecBole prepares sequences) and `elements` (a Beam job whose elements are events, to TFRecords).
+cut into quantiles), `pandas` (ids, sessions, splits and one training row an event, by pandas and a Python loop over
+NumPy arrays), `elements` (a Beam job whose elements are events, to TFRecords) and `recbole` (RecBole 1.2's own reading
+of its own kind of file, up to the rows of a training of SASRec, by the interpreter that `--peer` names;
+`benchmarks/recbole_preprocess.py` says how to make one).
 `benchmarks/preprocess_scaling.py` measures sizes and workers.
 """
 
@@ -42,6 +44,7 @@ BARS = {
     "features": ("polars_features", 2.0),
     "pandas": ("ours", None),
     "elements": ("ours", None),
+    "recbole": ("ours", None),
 }
 """Of each run what its time is divided by, and at most how much that may be at 20 million events."""
 PEERS = {"features": ("polars_features",)}
@@ -245,6 +248,14 @@ def run_elements(events: Path, out: Path) -> None:
         )
 
 
+def write_recbole(events: Path, folder: Path) -> None:
+    """A log as RecBole reads it: text with tabs, under a header of names and kinds."""
+    folder.mkdir()
+    kinds = {"user_id": "user_id:token", "item_id": "item_id:token", "time": "time:float"}
+    frame = pl.scan_parquet(events).select(list(kinds)).rename(kinds)
+    frame.sink_csv(folder / f"{folder.name}.inter", separator="\t")
+
+
 RUNS = {
     "polars": run_polars,
     "ours": run_ours,
@@ -255,11 +266,14 @@ RUNS = {
 }
 
 
-def measure(name: str, events: Path, folder: Path, threads: int) -> dict[str, float]:
+def measure(name: str, events: Path, folder: Path, threads: int, peer: Path) -> dict[str, float]:
     """Seconds and peak memory of one run in a process of its own."""
     out = folder / f"out-{name}"
     environment = dict(os.environ, POLARS_MAX_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
     command = [sys.executable, __file__, "--only", name, "--log", str(events), "--out", str(out)]
+    if name == "recbole":
+        write_recbole(events, out)
+        command = [str(peer), str(Path(__file__).with_name("recbole_preprocess.py")), str(out)]
     start = time.perf_counter()
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         answer, _ = process.communicate()
@@ -278,7 +292,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of polars and Arrow")
     parser.add_argument("--seed", type=int, default=0, help="seed of the events")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
-    parser.add_argument("--with", nargs="*", default=[], choices=list(RUNS)[3:], dest="others", help="what else is run")
+    parser.add_argument("--with", nargs="*", default=[], choices=list(BARS)[1:], dest="others", help="what else is run")
+    parser.add_argument("--peer", type=Path, default=".venv-recbole/bin/python", help="the interpreter that has RecBole")
     parser.add_argument("--only", choices=list(RUNS), help=argparse.SUPPRESS)
     parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -298,7 +313,7 @@ def main() -> None:
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for _ in range(arguments.repeats):
             for name, found in runs.items():
-                found.append(measure(name, events, Path(folder), arguments.threads))
+                found.append(measure(name, events, Path(folder), arguments.threads, arguments.peer))
     best = {name: min(found, key=lambda one: one["seconds"]) for name, found in runs.items()}
     print(f"{'':16}{'seconds':>10}{'CPU s':>10}{'events/s':>12}{'peak GiB':>10}")
     for name, one in best.items():
