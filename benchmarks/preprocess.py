@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the events")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     parser.add_argument("--with", nargs="*", default=[], choices=list(BARS)[1:], dest="others", help="what else is run")
-    parser.add_argument("--peer", type=Path, default=".venv-recbole/bin/python", help="the interpreter that has RecBole")
+    parser.add_argument("--peer", type=Path, default=".venv-recbole/bin/python", help="interpreter that has RecBole")
     parser.add_argument("--only", choices=list(RUNS), help=argparse.SUPPRESS)
     parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)

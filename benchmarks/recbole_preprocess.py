@@ -4,13 +4,13 @@ r"""RecBole's own preprocessing of a log of user, item and time, for `benchmarks
 
 FOLDER holds `log.inter`, RecBole's file of events. What is timed is what a training of SASRec would do before its first
 step: reading the file, numbering ids, sorting, splitting (leave one out), and one row of at most 50 earlier events for
-each event; these stay in memory. RecBole wants packages that it does not need for this and that are hard to install; an environment
-without them is made by
+each event; these stay in memory. RecBole wants packages that it does not need for this and that are hard to install; an
+environment without them is made by
 
     python -m venv .venv-recbole
     .venv-recbole/bin/pip install --no-deps recbole==1.2.1
-    .venv-recbole/bin/pip install torch "pandas<2.3" "numpy<2" scipy colorlog==4.7.2 colorama==0.4.4 tabulate texttable \
-        psutil pyyaml tqdm scikit-learn tensorboard
+    .venv-recbole/bin/pip install torch "pandas<2.3" "numpy<2" scipy colorlog==4.7.2 colorama==0.4.4 tabulate \
+        texttable psutil pyyaml tqdm scikit-learn tensorboard
 
 The last line of stdout is one JSON document.
 """
