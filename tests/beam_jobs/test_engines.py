@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +53,29 @@ def job_server(tmp_path_factory):
         server.wait()
 
 
+@pytest.fixture(scope="module")
+def worker_pool(tmp_path_factory):
+    """Beam's own pool of workers in a third process, as the workers of a cluster are; yields its address."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    path = tmp_path_factory.mktemp("pool") / "log"
+    with path.open("wb") as log:
+        command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
+        pool = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            with socket.socket() as client:
+                if client.connect_ex(("localhost", port)) == 0:
+                    break
+            assert pool.poll() is None, path.read_text()
+            time.sleep(0.2)
+        yield f"localhost:{port}"
+    finally:
+        pool.terminate()
+        pool.wait()
+
+
 def portable(job_server):
     return ["--runner=PortableRunner", f"--job_endpoint={job_server}", "--environment_type=LOOPBACK"]
 
@@ -59,6 +83,13 @@ def portable(job_server):
 def test_portable_runner_gives_the_same_bytes(logs, expected, job_server, tmp_path):
     config = parse(config_of(logs, tmp_path / "dataset"))
     assert bytes_of(run(config, portable(job_server), shared_disk=True)) == expected
+
+
+def test_workers_of_their_own_give_the_same_bytes(logs, expected, job_server, worker_pool, tmp_path):
+    config = parse(config_of(logs, tmp_path / "dataset"))
+    options = ["--runner=PortableRunner", f"--job_endpoint={job_server}"]
+    options += ["--environment_type=EXTERNAL", f"--environment_config={worker_pool}"]
+    assert bytes_of(run(config, options, shared_disk=True)) == expected
 
 
 def test_mistakes_are_one_line_on_the_portable_runner(logs, job_server, tmp_path):
