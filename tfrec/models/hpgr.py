@@ -83,7 +83,8 @@ def hpgr(
         time_embedding: bool or None. Whether times are embedded; None = where the log has times.
         relative_bias: bool. Whether distances and time gaps bias attention.
         preference_attention: bool. Whether there is a PGSA.
-        num_anchors: int. K; with sigma so that K (2 ceil(cut sigma) + 1) is at most half the median history.
+        num_anchors: int. K; PGSA sees K (2 ceil(cut sigma) + 1) places at most. To save time these must be a small part
+            of the history; of short histories (50 events) masks that see half of the places rank worse than wide ones.
         sigma: float. Width of the Gaussians, in places.
         cut: float or None. In sigmas; None = nothing is cut.
         similarity: str. `"dot"` or `"cosine"`.
