@@ -71,7 +71,7 @@ test-jax: .venv-jax/.installed
 	KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "jax and not slow and not benchmark"
 
 bench: install # those that need no published data; the others say in their first lines how they are run
-	$(BIN)/python benchmarks/preprocess.py --events 2000000
+	$(BIN)/python -m benchmarks.preprocess --events 2000000
 	$(BIN)/python benchmarks/sparse_attention.py
 	$(BIN)/python -m benchmarks.serving_overhead
 	$(BIN)/python -m benchmarks.serving_throughput

@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 from tfrec.config import FeatureConfig
 from tfrec.transforms import Bins, Standard
 
+_LARGEST = np.finfo(np.float64).max
+
 
 def fit_bins(values: NDArray[np.float64], feature: FeatureConfig) -> Bins:
     """At most `bins` bins with boundaries by `spacing`, equal ones being one; none where there are no values.
@@ -16,8 +18,11 @@ def fit_bins(values: NDArray[np.float64], feature: FeatureConfig) -> Bins:
     """
     if feature.boundaries is not None:
         return Bins(boundaries=feature.boundaries, spacing="given")
+    if len(values) == 0:
+        return Bins(boundaries=(), spacing=feature.spacing)
     fit = {"quantile": _quantiles, "uniform": _uniform, "log": _log}
-    boundaries = fit[feature.spacing](values, feature.bins) if len(values) else np.zeros(0)
+    scale = 1.0 if values.max() / 2 - values.min() / 2 < _LARGEST / 2 else 0.5  # so that no difference overflows
+    boundaries = fit[feature.spacing](values * scale, feature.bins) / scale
     return Bins(boundaries=tuple(np.unique(boundaries).tolist()), spacing=feature.spacing)
 
 
@@ -34,8 +39,10 @@ def fit_standard(values: NDArray[np.float64]) -> Standard:
     """Mean and standard deviation of the values; where they do not vary the deviation is 1."""
     if len(values) == 0:
         return Standard(mean=0.0, deviation=1.0)
-    deviation = float(values.std())
-    return Standard(mean=float(values.mean()), deviation=deviation if deviation > 0 else 1.0)
+    exponent = np.frexp(np.abs(values).max())[1]
+    scaled = np.ldexp(values, -exponent)  # by a power of two, so that neither sums nor squares overflow
+    deviation = float(np.ldexp(scaled.std(), exponent))
+    return Standard(mean=float(np.ldexp(scaled.mean(), exponent)), deviation=deviation if deviation > 0 else 1.0)
 
 
 def _quantiles(values: NDArray[np.float64], bins: int) -> NDArray[np.float64]:

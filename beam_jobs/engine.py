@@ -94,7 +94,12 @@ def _forking_process() -> Iterator[str]:
     """A process that forks workers (see `beam_jobs.worker`); the path of its socket, which only this user may use."""
     with tempfile.TemporaryDirectory(prefix="tfrec-") as folder, socket.socket(socket.AF_UNIX) as listener:
         path = str(Path(folder) / _SOCKET)
-        listener.bind(path)
+        try:
+            listener.bind(path)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: no socket can be made there ({error}); set `TMPDIR` to another folder."
+            ) from None
         listener.listen(256)
         command = [sys.executable, "-m", "beam_jobs.worker", str(listener.fileno())]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])

@@ -369,10 +369,15 @@ def _read_csv(fragment: Fragment, columns: Sequence[str], source: Source) -> Ite
             next_row = rows[-1] + 1 if rows else next_row
             frame, valid_rows, invalid = _as_frame(marked.unmark(batch) if marked else batch, rows)
             frame, lines = _without_lines_in_ids(_numbered(frame, valid_rows), source)
-            yield Batch(fragment.file, frame, [*broken[reported:], *invalid, *lines])
+            yield Batch(fragment.file, frame, [*_line_by_line(broken[reported:]), *invalid, *_line_by_line(lines)])
             reported = len(broken)
     if broken[reported:]:
-        yield Batch(fragment.file, pl.DataFrame({ROW: pl.Series([], dtype=pl.Int64)}), broken[reported:])
+        yield Batch(fragment.file, pl.DataFrame({ROW: pl.Series([], dtype=pl.Int64)}), _line_by_line(broken[reported:]))
+
+
+def _line_by_line(broken: Broken) -> Broken:
+    """A row that a quote stretched over several lines is as many rows of the log, and each is in the account."""
+    return [(row, line, rule) for row, text, rule in broken for line in text.strip("\r\n").split("\n")]
 
 
 def _free_numbers(first: int, count: int, taken: set[int]) -> Iterable[int]:

@@ -19,14 +19,14 @@ from contextlib import suppress
 
 def serve(listener: socket.socket) -> None:
     """Forks workers until whoever started this process is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the job, which then closes the standard input
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers here
     from apache_beam.runners.worker import sdk_worker_main  # noqa: F401
 
     import beam_jobs.preprocess  # noqa: F401  what workers would import each by itself
 
     gc.collect()
     gc.freeze()  # pages that workers share are not written by their collectors
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the job, which then closes the standard input
     waiting = selectors.DefaultSelector()
     waiting.register(listener, selectors.EVENT_READ)
     waiting.register(sys.stdin.fileno(), selectors.EVENT_READ)

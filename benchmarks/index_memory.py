@@ -10,7 +10,6 @@ Prints a table; the last line is one JSON document. Exit code 1 where the limit 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.memory import resident_bytes
 from tfrec.searcher import Searcher
 
 DIM, QUERIES, K, LIMIT_GIB = 64, 64, 100, 4.0
@@ -46,7 +46,7 @@ def work(step: str, directory: Path, items: int) -> None:
         assert (positions >= 0).all()
         assert searcher.item_ids[int(positions[0, 0])].startswith("item-")
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    peak = resident_bytes("VmHWM") / (1 << 30)
     print(json.dumps({"step": step, "seconds": round(seconds, 1), "peak_gib": round(peak, 2)}))
 
 

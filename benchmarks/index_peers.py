@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.embeddings import items_and_queries
+from benchmarks.memory import resident_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 K, THREADS, QUERIES, BATCH = 100, 2, 512, 64
@@ -124,14 +125,14 @@ def work(library: str, directory: Path) -> None:
     items, queries, truth = (np.load(directory / f"{name}.npy") for name in ("items", "queries", "truth"))
     asked = queries[:QUERIES]
     importlib.import_module(LIBRARIES[library])
-    before = resident("VmRSS")
+    before = resident_bytes("VmRSS")
     started = time.perf_counter()
     points: list[dict[str, Any]] = []
     build, peak = None, 0.0
     for setting, search in start(library, items, queries, directory):
         if build is None:
             build = time.perf_counter() - started
-            peak = resident("VmHWM") - before
+            peak = (resident_bytes("VmHWM") - before) / (1 << 20)
         found = np.concatenate([search(asked[row : row + BATCH]) for row in range(0, QUERIES, BATCH)])
         reached = float(np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(found, truth, strict=True)]))
         if reached < LEAST:
@@ -140,12 +141,6 @@ def work(library: str, directory: Path) -> None:
         points.append({"setting": setting, "recall": round(reached, 4), **qps})
     seconds = round(build or 0.0, 1)
     print(json.dumps({"library": library, "build_seconds": seconds, "peak_mib": round(peak), "points": points}))
-
-
-def resident(field: str) -> float:
-    """MiB of memory that this process has (`VmRSS`) or had at most (`VmHWM`)."""
-    lines = Path("/proc/self/status").read_text("ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / (1 << 10)
 
 
 def rate(search: Search, queries: Any, size: int, seconds: float = 1.0) -> float:

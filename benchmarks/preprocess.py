@@ -1,4 +1,6 @@
-"""Times `beam_jobs.preprocess` against a polars script on generated events: `benchmarks/preprocess.py --events N`.
+"""Times `beam_jobs.preprocess` against a polars script on generated events.
+
+    python -m benchmarks.preprocess --events 20000000
 
 What is measured: a Parquet log (user, item, time in seconds, in the order of time) becomes per-user histories with item
 codes by falling training count, session numbers and leave-one-out splits. Ours reads, checks every value, shuffles by
@@ -31,6 +33,8 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from benchmarks.memory import resident_bytes
+
 EVENTS_A_USER = 50
 EVENTS_AT_ONCE = 5_000_000
 ITEMS = "catalogue.parquet"
@@ -48,12 +52,6 @@ BARS = {
 }
 """Of each run what its time is divided by, and at most how much that may be at 20 million events."""
 PEERS = {"features": ("polars_features",)}
-
-
-def peak_bytes() -> int:
-    """Memory that this process had at most; `ru_maxrss` would begin at that of the process that started it."""
-    lines = Path("/proc/self/status").read_text("ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
 def generate(path: Path, num_events: int, seed: int) -> None:
@@ -270,10 +268,10 @@ def measure(name: str, events: Path, folder: Path, threads: int, peer: Path) -> 
     """Seconds and peak memory of one run in a process of its own."""
     out = folder / f"out-{name}"
     environment = dict(os.environ, POLARS_MAX_THREADS=str(threads), OMP_NUM_THREADS=str(threads))
-    command = [sys.executable, __file__, "--only", name, "--log", str(events), "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.preprocess", "--only", name, "--log", str(events), "--out", str(out)]
     if name == "recbole":
         write_recbole(events, out)
-        command = [str(peer), str(Path(__file__).with_name("recbole_preprocess.py")), str(out)]
+        command = [str(peer), "-m", "benchmarks.recbole_preprocess", str(out)]
     start = time.perf_counter()
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         answer, _ = process.communicate()
@@ -301,8 +299,10 @@ def main() -> None:
     if arguments.only:
         RUNS[arguments.only](arguments.log, arguments.out)
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        print(json.dumps({"peak_bytes": peak_bytes(), "cpu_seconds": usage.ru_utime + usage.ru_stime}))
+        print(json.dumps({"peak_bytes": resident_bytes("VmHWM"), "cpu_seconds": usage.ru_utime + usage.ru_stime}))
         return
+    if "recbole" in arguments.others and not arguments.peer.exists():
+        parser.error(f"--peer {arguments.peer}: no such file; benchmarks/recbole_preprocess.py says how to make one")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         events = Path(folder) / "events.parquet"
         generate(events, arguments.events, arguments.seed)

@@ -34,7 +34,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.preprocess import EVENTS_A_USER, FIRST_SECOND, generate, peak_bytes
+from benchmarks.memory import resident_bytes
+from benchmarks.preprocess import EVENTS_A_USER, FIRST_SECOND, generate
 
 STAGES = ("read_logs", "arrange_buckets", "write_dataset")
 MOST_GROWTH, MOST_BYTES, SPEED_UP = 1.3, 8 << 30, 1.6
@@ -86,7 +87,7 @@ def run_job(events: Path, out: Path, workers: int) -> dict[str, Any]:
         config["features"] = {"events": [search], "item_id": {"max_size": 100_000_000}}
     start = time.perf_counter()
     preprocess.run(parse(config), options)
-    return {"job_seconds": time.perf_counter() - start, "stages": stages, "peak_bytes": peak_bytes()}
+    return {"job_seconds": time.perf_counter() - start, "stages": stages, "peak_bytes": resident_bytes("VmHWM")}
 
 
 def measure(events: Path, folder: Path, threads: int, workers: int = 0) -> dict[str, Any]:

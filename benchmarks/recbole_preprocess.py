@@ -1,6 +1,6 @@
-r"""RecBole's own preprocessing of a log of user, item and time, for `benchmarks/preprocess.py --with recbole`.
+r"""RecBole's own preprocessing of a log of user, item and time, for `benchmarks.preprocess --with recbole`.
 
-    .venv-recbole/bin/python benchmarks/recbole_preprocess.py FOLDER
+    .venv-recbole/bin/python -m benchmarks.recbole_preprocess FOLDER
 
 FOLDER holds `log.inter`, RecBole's file of events. What is timed is what a training of SASRec would do before its first
 step: reading the file, numbering ids, sorting, splitting (leave one out), and one row of at most 50 earlier events for
@@ -23,6 +23,8 @@ from pathlib import Path
 
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
+
+from benchmarks.memory import resident_bytes
 
 OPTIONS = {
     "USER_ID_FIELD": "user_id",
@@ -49,9 +51,11 @@ def main() -> None:
         config = Config(model="SASRec", dataset=folder.name, config_dict=options)
         train, _, _ = data_preparation(config, create_dataset(config))
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    lines = Path("/proc/self/status").read_text("ascii").splitlines()
-    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    found = {"peak_bytes": peak, "cpu_seconds": usage.ru_utime + usage.ru_stime, "rows": len(train.dataset)}
+    found = {
+        "peak_bytes": resident_bytes("VmHWM"),
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "rows": len(train.dataset),
+    }
     print(json.dumps(found))
 
 

@@ -25,6 +25,8 @@ def boundaries(values, **options):
         ([1, 2, 3, 10_000], {"bins": 4, "spacing": "log"}, [10, 100, 1000]),
         ([-5, 0, 1, 2, 1000], {"bins": 4, "spacing": "log"}, [1, 10, 100]),
         ([-5, 0], {"bins": 4, "spacing": "log"}, []),
+        ([-1.6e308, 1.6e308], {"bins": 4, "spacing": "uniform"}, [-8e307, 0, 8e307]),
+        ([-1.6e308, 1.6e308], {"bins": 4}, [-8e307, 0, 8e307]),
         ([0.5, 100], {"boundaries": [1, 2.5]}, [1, 2.5]),
         ([], {"boundaries": [1, 2.5]}, [1, 2.5]),
     ],
@@ -45,6 +47,11 @@ def test_numbers_are_standardised_by_mean_and_deviation():
     assert (standard.mean, standard.deviation) == (4.0, pytest.approx(5**0.5))
     values = standard.encode(np.array([4.0, 4 + 5**0.5, 1e300, -1e300, np.nan]))
     np.testing.assert_allclose(values, [0, 1, 10, -10, np.nan], rtol=1e-6)
+    largest = np.finfo(float).max
+    assert fit_standard(np.array([1e300, 1e300, -1e300, -1e300])).encode(np.array([5e299])).tolist() == [0.5]
+    assert fit_standard(np.array([largest, -largest])).deviation == largest
+    assert fit_standard(np.array([5e-324, 5e-324])).encode(np.array([5e-324])).tolist() == [0.0]
+    assert fit_standard(np.zeros(2)).encode(np.array([0.0, 1.0])).tolist() == [0.0, 1.0]
     assert fit_standard(np.array([2.0, 2.0])).encode(np.array([3.0])).tolist() == [1.0]
     assert fit_standard(np.zeros(0)).encode(np.array([3.0])).tolist() == [3.0]
 

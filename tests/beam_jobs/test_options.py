@@ -1,7 +1,10 @@
+import tempfile
+
 import pytest
 
+from beam_jobs.engine import Engine
 from beam_jobs.options import pipeline_options
-from tfrec.errors import UsageError
+from tfrec.errors import UsageError, UserError
 
 
 def test_the_runner_is_fn_api_unless_one_is_named():
@@ -49,3 +52,14 @@ def test_what_beam_would_pass_over_is_refused(arguments, message):
 @pytest.mark.parametrize("name", ["PortableRunner", "FlinkRunner", "DataflowRunner"])
 def test_other_machines_need_a_shared_disk(name):
     assert pipeline_options([f"--runner={name}"], shared_disk=True).get_all_options()["runner"] == name
+
+
+def test_a_temporary_folder_that_holds_no_socket_is_one_line(tmp_path, monkeypatch):
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with (
+        pytest.raises(UserError, match=r"no socket can be made there \(AF_UNIX path too long\); set `TMPDIR`"),
+        Engine(pipeline_options(["--direct_running_mode=multi_processing"])),
+    ):
+        pass
